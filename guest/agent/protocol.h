@@ -1,0 +1,148 @@
+/*
+ * The protocol between the host library and the guest agent.
+ *
+ * One connection carries everything: the control connection, which the agent
+ * dials once at boot (vsock, host CID 2, port FK_CONTROL_PORT). Both sides
+ * send frames: a fixed header, then `payload_bytes` bytes. All integers are
+ * little endian. docs/guest-protocol.md explains the exchanges; this header is
+ * the source of truth for numbers, and lib/internal/protocol.ts mirrors it (a
+ * test compares the two).
+ *
+ * An *operation* is one request of the host, named by a 32-bit id of the
+ * host's choice that is unique among its live operations. An operation can own
+ * up to three byte streams. Each stream has an absolute 64-bit offset, and a
+ * sender never sends past the limit that the receiver has granted (FK_WINDOW),
+ * so a reader that stops stalls its own stream and nothing else.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#define FK_PROTOCOL_VERSION 1u
+
+/* The vsock port on the host (CID 2) that the agent dials. */
+#define FK_CONTROL_PORT 1u
+
+/* Largest payload of one frame, in bytes. Larger is a protocol error. */
+#define FK_MAX_PAYLOAD 65536u
+
+/* Initial limit of every host-to-guest stream, in bytes: what the host may
+ * send right behind the request, before any FK_WINDOW. */
+#define FK_INPUT_WINDOW 65536u
+
+/* Most operations that the agent keeps at once; more are refused with EAGAIN. */
+#define FK_MAX_OPERATIONS 4096u
+
+struct fk_header {
+  uint32_t payload_bytes;
+  uint16_t type;   /* enum fk_type */
+  uint16_t stream; /* enum fk_stream; 0 where the type has none */
+  uint32_t id;     /* operation; 0 where the type has none */
+  uint32_t value;  /* per type, see below; otherwise 0 */
+  uint64_t offset; /* FK_DATA, FK_END: stream offset of the payload's first
+                      byte. FK_WINDOW: the new absolute limit. Otherwise 0 */
+};
+_Static_assert(sizeof(struct fk_header) == 24, "wire format");
+
+enum fk_stream {
+  FK_INPUT = 0,  /* host to guest: stdin, file contents to be written */
+  FK_OUTPUT = 1, /* guest to host: stdout, file contents, directory entries */
+  FK_ERROR = 2,  /* guest to host: stderr */
+};
+
+enum fk_type {
+  /* Host to guest. Requests with an id end in exactly one FK_REPLY. */
+  FK_CONFIGURE = 1, /* records: HOSTNAME; once, before other requests */
+  FK_PING = 2,      /* answered by FK_REPLY at once */
+  FK_EXEC = 3,      /* records: ARG+, ENV*, CWD?, OUTPUT_LIMIT?, ERROR_LIMIT?, FLAGS? */
+  FK_SIGNAL = 4,    /* value = signal number; to the process group of exec `id`.
+                       No reply; nothing happens when the group is gone */
+  FK_CANCEL = 5,    /* ends operation `id`: an exec's process group is killed with
+                       SIGKILL, its streams end, and FK_REPLY follows after the
+                       group is dead; a file operation stops with ECANCELED */
+  FK_FILE = 6,      /* value = enum fk_file_op; records per op */
+
+  /* Both ways. */
+  FK_DATA = 16,   /* stream bytes */
+  FK_END = 17,    /* end of stream at `offset`; no payload */
+  FK_WINDOW = 18, /* the receiver of `stream` grants bytes up to `offset` */
+
+  /* Guest to host. */
+  FK_HELLO = 32,   /* first frame: value = FK_PROTOCOL_VERSION; records: KERNEL, AGENT */
+  FK_STARTED = 33, /* exec `id` runs; value = pid */
+  FK_REPLY = 34,   /* the operation is over; value = 0 or a Linux errno;
+                      records: STAGE? EXIT_CODE? SIGNAL? STAT? ... per request */
+  FK_FATAL = 35,   /* the host broke the protocol; payload = UTF-8 reason;
+                      the agent closes the connection after it */
+};
+
+/*
+ * Records: most payloads are a sequence of {uint16 tag, uint16 zero, uint32
+ * length, bytes}, unpadded. Integers in records are little endian and of the
+ * stated size. An unknown tag is an error (EPROTO): both sides are released
+ * together.
+ */
+enum fk_tag {
+  FK_TAG_HOSTNAME = 1,
+  FK_TAG_KERNEL = 2,       /* utsname release */
+  FK_TAG_AGENT = 3,        /* agent version text */
+  FK_TAG_ARG = 4,          /* one argument, no NUL inside */
+  FK_TAG_ENV = 5,          /* NAME=value, no NUL inside */
+  FK_TAG_CWD = 6,          /* default "/" */
+  FK_TAG_OUTPUT_LIMIT = 7, /* u64: initial limit of stdout / contents; default 0 */
+  FK_TAG_ERROR_LIMIT = 8,  /* u64: initial limit of stderr; default 0 */
+  FK_TAG_FLAGS = 9,        /* u32: enum fk_exec_flag or enum fk_file_flag */
+  FK_TAG_PATH = 10,        /* absolute or relative to "/", no NUL inside */
+  FK_TAG_MODE = 11,        /* u32: permission bits for creation */
+  FK_TAG_STAGE = 12,       /* u32: enum fk_exec_stage: where exec failed */
+  FK_TAG_EXIT_CODE = 13,   /* u32 */
+  FK_TAG_SIGNAL = 14,      /* u32: the signal that ended the process */
+  FK_TAG_STAT = 15,        /* struct fk_stat */
+  FK_TAG_RANGE = 16,       /* two u64: first offset, byte count (UINT64_MAX: to the end) */
+};
+
+enum fk_exec_flag {
+  FK_EXEC_STDIN = 1u << 0,  /* stdin is stream FK_INPUT; otherwise /dev/null */
+  FK_EXEC_STDOUT = 1u << 1, /* stdout is stream FK_OUTPUT; otherwise /dev/null */
+  FK_EXEC_STDERR = 1u << 2, /* stderr is stream FK_ERROR; otherwise /dev/null */
+};
+
+/* Where starting a command failed; FK_REPLY.value is the errno of it. */
+enum fk_exec_stage {
+  FK_STAGE_SETUP = 1,   /* pipes, fork */
+  FK_STAGE_CWD = 2,     /* chdir */
+  FK_STAGE_EXECUTE = 3, /* execve: not found, not executable */
+};
+
+enum fk_file_op {
+  FK_FILE_READ = 1,    /* PATH, RANGE?, OUTPUT_LIMIT?: contents on FK_OUTPUT, then FK_END, FK_REPLY */
+  FK_FILE_WRITE = 2,   /* PATH, MODE?, FLAGS?: contents on FK_INPUT up to FK_END, then FK_REPLY */
+  FK_FILE_STAT = 3,    /* PATH, FLAGS?: FK_REPLY with STAT */
+  FK_FILE_READDIR = 4, /* PATH, OUTPUT_LIMIT?: struct fk_dirent + name, packed, on FK_OUTPUT */
+  FK_FILE_MKDIR = 5,   /* PATH, MODE?, FLAGS? (RECURSIVE) */
+  FK_FILE_REMOVE = 6,  /* PATH, FLAGS? (RECURSIVE, FORCE): node's fs.rm */
+};
+
+enum fk_file_flag {
+  FK_FILE_NOFOLLOW = 1u << 0,  /* STAT: lstat */
+  FK_FILE_RECURSIVE = 1u << 1, /* MKDIR, REMOVE */
+  FK_FILE_FORCE = 1u << 2,     /* REMOVE: a missing path is not an error */
+  FK_FILE_APPEND = 1u << 3,    /* WRITE: append instead of truncate */
+  FK_FILE_EXCLUSIVE = 1u << 4, /* WRITE: fail with EEXIST when it exists */
+};
+
+/* The fields of struct stat, fixed in size. Times in nanoseconds since 1970. */
+struct fk_stat {
+  uint64_t dev, ino, nlink, rdev, size, blocks;
+  int64_t atime_ns, mtime_ns, ctime_ns, birthtime_ns;
+  uint32_t mode, uid, gid, blksize;
+};
+_Static_assert(sizeof(struct fk_stat) == 96, "wire format");
+
+/* One directory entry; `name_bytes` bytes of name follow. `type` is DT_*. */
+struct fk_dirent {
+  uint16_t name_bytes;
+  uint8_t type;
+  uint8_t zero;
+};
+_Static_assert(sizeof(struct fk_dirent) == 4, "wire format");
