@@ -1,0 +1,50 @@
+{
+  'variables': {
+    # CI sets it: node-gyp rebuild -- -Dwerror=1
+    'werror%': 0,
+  },
+  'targets': [
+    {
+      'target_name': 'forklet',
+      'sources': ["<!@(sed '/^#/d' native/sources.txt)"],
+      'include_dirs': [
+        'native',
+        'guest/agent',
+        "<!(node -p \"require('node-addon-api').include_dir\")",
+      ],
+      'defines': [
+        'NAPI_VERSION=9',
+        'NAPI_DISABLE_CPP_EXCEPTIONS',
+        'NODE_ADDON_API_DISABLE_DEPRECATED',
+        '_GNU_SOURCE',
+      ],
+      # Node's own -fno-exceptions and -fno-rtti stay in force.
+      'cflags': ['-Wall', '-Wextra', '-fvisibility=hidden', '-fstack-protector-strong'],
+      'cflags_c': ['-std=gnu11'],
+      'cflags_cc!': ['-std=gnu++17'],
+      'cflags_cc': ['-std=gnu++20', '-fvisibility-inlines-hidden', '-pthread'],
+      'ldflags': [
+        # Threads of ours may still run when Node dlcloses an addon that only a worker loaded.
+        '-Wl,-z,nodelete',
+        '-Wl,-z,relro,-z,now',
+        '-Wl,--gc-sections',
+        # Nothing but Node-API's entry points is visible, the linked decompressors included: they
+        # can neither clash with the ones inside node nor be replaced by them.
+        '-Wl,--version-script=<(module_root_dir)/native/exports.map',
+        '-Wl,--no-undefined-version',
+      ],
+      'libraries': [
+        '-pthread',
+        # Kernel payloads are unpacked with the static libraries, so that the published binary
+        # needs none of them at run time.
+        '-l:libz.a',
+        '-l:liblzma.a',
+        '-l:liblz4.a',
+        '-l:libzstd.a',
+      ],
+      'conditions': [
+        ['werror==1', {'cflags': ['-Werror']}],
+      ],
+    },
+  ],
+}

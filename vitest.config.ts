@@ -1,0 +1,61 @@
+import { defineConfig } from 'vitest/config';
+
+// No retries anywhere: a test that fails once has failed. Pool `forks`, so that a crash in the
+// addon costs one file and not the run.
+const base = {
+  pool: 'forks',
+  retry: 0,
+  environment: 'node',
+} as const;
+
+// A boot takes 10 to 15 s where guest kernel code is emulated, and each command some tenths of a
+// second: the limits below are for that lane with a busy machine, not for hardware.
+const kvm = {
+  ...base,
+  fileParallelism: false,
+  testTimeout: 120_000,
+  hookTimeout: 120_000,
+  teardownTimeout: 30_000,
+} as const;
+
+export default defineConfig({
+  test: {
+    projects: [
+      {
+        test: {
+          ...base,
+          name: 'unit',
+          include: ['test/unit/**/*.test.ts'],
+          testTimeout: 20_000,
+          sequence: { groupOrder: 0 },
+        },
+      },
+      {
+        test: {
+          ...kvm,
+          name: 'kvm',
+          include: ['test/kvm/**/*.test.ts'],
+          sequence: { groupOrder: 1 },
+        },
+      },
+      {
+        test: {
+          ...kvm,
+          name: 'lifecycle',
+          include: ['test/lifecycle/**/*.test.ts'],
+          sequence: { groupOrder: 2 },
+        },
+      },
+      {
+        test: {
+          ...kvm,
+          name: 'package',
+          include: ['test/package/**/*.test.ts'],
+          testTimeout: 300_000,
+          hookTimeout: 300_000,
+          sequence: { groupOrder: 3 },
+        },
+      },
+    ],
+  },
+});
