@@ -1,0 +1,59 @@
+#include "arch/x86_64/command_line.h"
+
+#include <cstdio>
+
+#include "arch/x86_64/layout.h"
+
+namespace forklet {
+
+namespace {
+
+// Every guest:
+//   console          the serial port; only what matters is printed on it, since
+//                    each byte costs a VM exit
+//   reboot=t panic   a restart or a panic becomes a triple fault at once, should
+//                    the doorbell not have ended the VM before
+//   clocksource      the only clock that stays right across a fork
+//   rdinit           our agent, in whatever root the caller gave
+//   nokaslr          the kernel is loaded where its ELF says
+constexpr char kBase[] =
+    "console=ttyS0 loglevel=5 reboot=t panic=-1 clocksource=kvm-clock nokaslr "
+    "no_timer_check rdinit=/.forklet/agent";
+
+// cpuid-unmasked: what a guest kernel must not use although it sees it. The
+// XSAVE family stays, in its plain form, which the run loop can complete; the
+// others are instructions that the emulator lacks, or (erms, fsrm) string
+// instructions that it executes a byte at a time.
+constexpr char kUnmaskedCpuid[] =
+    "clearcpuid=xsavec,xsaves,xsaveopt,popcnt,cx16,smap,fsgsbase,erms,fsrm";
+
+}  // namespace
+
+Result<std::string> ComposeCommandLine(const HostProfile& host, uint32_t virtio_devices,
+                                       const std::string& extra) {
+  std::string line = kBase;
+  char text[96];
+  std::snprintf(text, sizeof text, " forklet.doorbell=0x%llx forklet.mailbox=0x%llx",
+                static_cast<unsigned long long>(layout::kDoorbell.value),
+                static_cast<unsigned long long>(layout::kMailbox.value));
+  line += text;
+  for (uint32_t i = 0; i < virtio_devices; ++i) {
+    const GuestAddress address = layout::kVirtioMmio + i * layout::kPageSize;
+    std::snprintf(text, sizeof text, " virtio_mmio.device=4K@0x%llx:%u",
+                  static_cast<unsigned long long>(address.value), layout::kVirtioGsi + i);
+    line += text;
+  }
+  if (host.cpuid_unmasked) line += std::string(" ") + kUnmaskedCpuid;
+  if (!extra.empty()) line += " " + extra;
+  if (line.size() >= layout::kCommandLineBytes) {
+    return Error{ErrorCode::kBadKernel,
+                 0,
+                 {},
+                 "the kernel's command line has " + std::to_string(line.size()) +
+                     " bytes, and room for " + std::to_string(layout::kCommandLineBytes - 1) +
+                     ": shorten `kernelArgs`"};
+  }
+  return line;
+}
+
+}  // namespace forklet

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kvm/uapi.h"
+
+namespace forklet {
+
+// Turns what KVM supports into what vCPU `id` of `vcpus` sees: its own APIC id,
+// one package with one thread a core, and no counters, which KVM would have to
+// share with the host.
+CpuidTable VcpuCpuid(const CpuidTable& supported, uint32_t id, uint32_t vcpus, bool tsc_deadline);
+
+}  // namespace forklet

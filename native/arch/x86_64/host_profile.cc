@@ -1,0 +1,175 @@
+#include "arch/x86_64/host_profile.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "arch/x86_64/layout.h"
+#include "base/mapping.h"
+
+namespace forklet {
+
+namespace {
+
+constexpr uint32_t kLeaf1EcxXsave = 1u << 26;
+constexpr uint32_t kLeaf1EcxOsxsave = 1u << 27;
+
+constexpr GuestAddress kProbeCode{0x1000};
+constexpr GuestAddress kProbeResult{0x2000};
+constexpr size_t kProbeMemoryBytes = 0x3000;
+
+// Real mode: stores ECX of CPUID leaf 1, then executes one instruction that
+// KVM's emulator does not know, then halts.
+constexpr uint8_t kProbeProgram[] = {
+    0x66, 0xb8, 0x01, 0x00, 0x00, 0x00,  // mov eax, 1
+    0x0f, 0xa2,                          // cpuid
+    0x66, 0x89, 0x0e, 0x00, 0x20,        // mov [0x2000], ecx
+    0xf3, 0x0f, 0xb8, 0xc3,              // popcnt ax, bx
+    0xf4,                                // hlt
+};
+
+Error ProbeFailed(std::string detail) {
+  return Error{ErrorCode::kKvmUnavailable, 0, "KVM_RUN",
+               "a guest of five instructions does not run on this host: " + std::move(detail)};
+}
+
+struct RequiredCapability {
+  int number;
+  const char* name;
+};
+constexpr RequiredCapability kRequired[] = {
+    {KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP"},
+    {KVM_CAP_USER_MEMORY, "KVM_CAP_USER_MEMORY"},
+    {KVM_CAP_SET_TSS_ADDR, "KVM_CAP_SET_TSS_ADDR"},
+    {KVM_CAP_SET_IDENTITY_MAP_ADDR, "KVM_CAP_SET_IDENTITY_MAP_ADDR"},
+    {KVM_CAP_EXT_CPUID, "KVM_CAP_EXT_CPUID"},
+    {KVM_CAP_MP_STATE, "KVM_CAP_MP_STATE"},
+    {KVM_CAP_IRQFD, "KVM_CAP_IRQFD"},
+    {KVM_CAP_IOEVENTFD, "KVM_CAP_IOEVENTFD"},
+    {KVM_CAP_VCPU_EVENTS, "KVM_CAP_VCPU_EVENTS"},
+    {KVM_CAP_XSAVE, "KVM_CAP_XSAVE"},
+    {KVM_CAP_XCRS, "KVM_CAP_XCRS"},
+    {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"},
+};
+
+Status RunProbeGuest(const Kvm& kvm, HostProfile& profile) {
+  ASSIGN_OR_RETURN(Mapping memory,
+                   Mapping::Create(UniqueFd(), kProbeMemoryBytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS, 0));
+  std::memcpy(memory.data() + kProbeCode.value, kProbeProgram, sizeof kProbeProgram);
+  // Teardown: the VM goes before the memory that its slot points to.
+  ASSIGN_OR_RETURN(VmFd vm, kvm.CreateVm());
+  TRY(vm.SetRealModeAreas(layout::kTss, layout::kIdentityMap));
+  TRY(vm.SetMemoryRegion(0, GuestAddress{0}, memory.size(), memory.data()));
+  ASSIGN_OR_RETURN(VcpuFd vcpu, vm.CreateVcpu(0, kvm.vcpu_mmap_size()));
+
+  CpuidTable masked = profile.cpuid;
+  for (uint32_t i = 0; i < masked.count; ++i) {
+    if (masked.entries[i].function == 1) {
+      masked.entries[i].ecx &= ~(kLeaf1EcxXsave | kLeaf1EcxOsxsave);
+    }
+  }
+  TRY(vcpu.SetCpuid(masked));
+  ASSIGN_OR_RETURN(kvm_sregs sregs, vcpu.GetSregs());
+  sregs.cs.base = 0;
+  sregs.cs.selector = 0;
+  TRY(vcpu.SetSregs(sregs));
+  kvm_regs regs = {};
+  regs.rflags = 2;
+  regs.rip = kProbeCode.value;
+  TRY(vcpu.SetRegs(regs));
+
+  constexpr int kMaxAttempts = 100;  // A signal may interrupt; the program itself never loops
+  for (int attempt = 0; attempt < kMaxAttempts; ++attempt) {
+    const int error = vcpu.Run();
+    if (error == EINTR || error == EAGAIN) continue;
+    if (error != 0) return Error{ErrorCode::kKvmUnavailable, error, "KVM_RUN", {}};
+    const kvm_run& run = vcpu.shared();
+    switch (run.exit_reason) {
+      case KVM_EXIT_INTR:
+        continue;
+      case KVM_EXIT_INTERNAL_ERROR:
+        if (run.internal.suberror != KVM_INTERNAL_ERROR_EMULATION) {
+          return ProbeFailed("internal error " + std::to_string(run.internal.suberror));
+        }
+        profile.emulated_supervisor = true;
+        break;
+      case KVM_EXIT_HLT:
+        break;
+      default:
+        return ProbeFailed("exit reason " + std::to_string(run.exit_reason));
+    }
+    uint32_t ecx = 0;
+    std::memcpy(&ecx, memory.data() + kProbeResult.value, sizeof ecx);
+    profile.cpuid_unmasked = (ecx & kLeaf1EcxXsave) != 0;
+    return Ok();
+  }
+  return ProbeFailed("interrupted again and again");
+}
+
+bool ModuleLoaded(const char* name) {
+  return ::access((std::string("/sys/module/") + name).c_str(), F_OK) == 0;
+}
+
+}  // namespace
+
+std::vector<std::string> HostProfile::Quirks() const {
+  std::vector<std::string> names;
+  if (cpuid_unmasked) names.emplace_back("cpuid-unmasked");
+  if (emulated_supervisor) names.emplace_back("emulated-supervisor");
+  return names;
+}
+
+Result<HostProfile> ProbeHost(const Kvm& kvm) {
+  for (const RequiredCapability& capability : kRequired) {
+    ASSIGN_OR_RETURN(const int present, kvm.CheckExtension(capability.number, capability.name));
+    if (present == 0) {
+      return Error{ErrorCode::kKvmUnavailable, 0, "KVM_CHECK_EXTENSION",
+                   std::string("this KVM lacks ") + capability.name +
+                       "; a Linux kernel from 4.14 on has it"};
+    }
+  }
+  HostProfile profile;
+  ASSIGN_OR_RETURN(const int deadline, KVM_CHECK(kvm, KVM_CAP_TSC_DEADLINE_TIMER));
+  profile.tsc_deadline = deadline != 0;
+  ASSIGN_OR_RETURN(const int emulation, KVM_CHECK(kvm, KVM_CAP_EXIT_ON_EMULATION_FAILURE));
+  profile.exit_on_emulation_failure = emulation != 0;
+  ASSIGN_OR_RETURN(const int statistics, KVM_CHECK(kvm, KVM_CAP_BINARY_STATS_FD));
+  profile.statistics = statistics != 0;
+  ASSIGN_OR_RETURN(const int xsave, KVM_CHECK(kvm, KVM_CAP_XSAVE2));
+  if (static_cast<size_t>(xsave) > kLegacyXsaveBytes) {
+    profile.xsave_bytes = static_cast<size_t>(xsave);
+  }
+  ASSIGN_OR_RETURN(profile.cpuid, kvm.GetSupportedCpuid());
+  TRY(RunProbeGuest(kvm, profile));
+  return profile;
+}
+
+Result<HostProfile> CachedHostProfile(const std::string& path, const Kvm& kvm) {
+  // Never destroyed: threads may outlive static destructors at process exit.
+  static auto& mutex = *new std::mutex;
+  static auto& profiles = *new std::map<std::string, HostProfile>;
+  {
+    std::lock_guard lock(mutex);
+    const auto found = profiles.find(path);
+    if (found != profiles.end()) return found->second;
+  }
+  ASSIGN_OR_RETURN(HostProfile profile, ProbeHost(kvm));
+  std::lock_guard lock(mutex);
+  profiles.emplace(path, profile);
+  return profile;
+}
+
+std::string BackendName() {
+  if (ModuleLoaded("kvm_intel")) return "vmx";
+  if (ModuleLoaded("kvm_amd")) return "svm";
+  if (ModuleLoaded("kvm_pvm")) return "pvm";
+  return "unknown";
+}
+
+}  // namespace forklet

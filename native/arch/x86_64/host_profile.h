@@ -1,0 +1,43 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "kvm/kvm.h"
+
+namespace forklet {
+
+// What kind of KVM this host has: found by running a guest of a few
+// instructions, not guessed from names, wherever a probe can tell.
+struct HostProfile {
+  // Quirk: the guest sees the host's CPUID whatever KVM_SET_CPUID2 said, so
+  // that features can only be hidden on the guest kernel's command line.
+  bool cpuid_unmasked = false;
+  // Quirk: guest kernel mode runs in KVM's instruction emulator, slowly and
+  // without some instructions, which the run loop then completes.
+  bool emulated_supervisor = false;
+
+  bool tsc_deadline = false;  // The local APIC has a TSC-deadline timer
+  bool exit_on_emulation_failure = false;
+  bool statistics = false;  // KVM_GET_STATS_FD works
+  size_t xsave_bytes = kLegacyXsaveBytes;
+  CpuidTable cpuid;  // What KVM supports
+
+  // The names of the quirks that are on, for people.
+  std::vector<std::string> Quirks() const;
+};
+
+// Probes through `kvm`; about a millisecond. Fails with kKvmUnavailable when a
+// capability that we cannot do without is missing, naming it, or when the probe
+// guest does not run.
+Result<HostProfile> ProbeHost(const Kvm& kvm);
+
+// The same, but only once for each path in this process.
+Result<HostProfile> CachedHostProfile(const std::string& path, const Kvm& kvm);
+
+// "vmx", "svm", "pvm" or "unknown": which KVM module serves the host, for
+// people only.
+std::string BackendName();
+
+}  // namespace forklet
