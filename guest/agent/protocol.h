@@ -26,9 +26,17 @@
 /* Largest payload of one frame, in bytes. Larger is a protocol error. */
 #define FK_MAX_PAYLOAD 65536u
 
-/* Initial limit of every host-to-guest stream, in bytes: what the host may
- * send right behind the request, before any FK_WINDOW. */
+/* Largest payload of FK_EXEC, in bytes: what the kernel takes for arguments
+   and environment together under its default stack limit. */
+#define FK_MAX_EXEC_PAYLOAD 2097152u
+
+/* Initial limit of a command's stdin, in bytes: what the host may send right
+   behind the request, before any FK_WINDOW. */
 #define FK_INPUT_WINDOW 65536u
+
+/* The same for the contents of FK_FILE_WRITE. Larger, because a file takes
+   its bytes at once and none of them wait in the agent's memory. */
+#define FK_FILE_WINDOW 524288u
 
 /* Most operations that the agent keeps at once; more are refused with EAGAIN. */
 #define FK_MAX_OPERATIONS 4096u
@@ -52,18 +60,19 @@ enum fk_stream {
 
 enum fk_type {
   /* Host to guest. Requests with an id end in exactly one FK_REPLY. */
-  FK_CONFIGURE = 1, /* records: HOSTNAME; once, before other requests */
+  FK_CONFIGURE = 1, /* records: HOSTNAME?; once, before other requests */
   FK_PING = 2,      /* answered by FK_REPLY at once */
   FK_EXEC = 3,      /* records: ARG+, ENV*, CWD?, OUTPUT_LIMIT?, ERROR_LIMIT?, FLAGS? */
   FK_SIGNAL = 4,    /* value = signal number; to the process group of exec `id`.
                        No reply; nothing happens when the group is gone */
   FK_CANCEL = 5,    /* ends operation `id`: an exec's process group is killed with
-                       SIGKILL, its streams end, and FK_REPLY follows after the
-                       group is dead; a file operation stops with ECANCELED */
+                       SIGKILL, its streams end, and FK_REPLY (ECANCELED) follows
+                       after the group is dead; a file operation stops with
+                       ECANCELED. No reply of its own */
   FK_FILE = 6,      /* value = enum fk_file_op; records per op */
 
   /* Both ways. */
-  FK_DATA = 16,   /* stream bytes */
+  FK_DATA = 16,   /* stream bytes, at least one */
   FK_END = 17,    /* end of stream at `offset`; no payload */
   FK_WINDOW = 18, /* the receiver of `stream` grants bytes up to `offset` */
 
@@ -82,6 +91,13 @@ enum fk_type {
  * stated size. An unknown tag is an error (EPROTO): both sides are released
  * together.
  */
+struct fk_record {
+  uint16_t tag; /* enum fk_tag */
+  uint16_t zero;
+  uint32_t length; /* bytes that follow */
+};
+_Static_assert(sizeof(struct fk_record) == 8, "wire format");
+
 enum fk_tag {
   FK_TAG_HOSTNAME = 1,
   FK_TAG_KERNEL = 2,       /* utsname release */
@@ -93,7 +109,7 @@ enum fk_tag {
   FK_TAG_ERROR_LIMIT = 8,  /* u64: initial limit of stderr; default 0 */
   FK_TAG_FLAGS = 9,        /* u32: enum fk_exec_flag or enum fk_file_flag */
   FK_TAG_PATH = 10,        /* absolute or relative to "/", no NUL inside */
-  FK_TAG_MODE = 11,        /* u32: permission bits for creation */
+  FK_TAG_MODE = 11,        /* u32: permission bits for creation, umask 022 applies */
   FK_TAG_STAGE = 12,       /* u32: enum fk_exec_stage: where exec failed */
   FK_TAG_EXIT_CODE = 13,   /* u32 */
   FK_TAG_SIGNAL = 14,      /* u32: the signal that ended the process */
@@ -105,6 +121,11 @@ enum fk_exec_flag {
   FK_EXEC_STDIN = 1u << 0,  /* stdin is stream FK_INPUT; otherwise /dev/null */
   FK_EXEC_STDOUT = 1u << 1, /* stdout is stream FK_OUTPUT; otherwise /dev/null */
   FK_EXEC_STDERR = 1u << 2, /* stderr is stream FK_ERROR; otherwise /dev/null */
+
+  /* FK_STARTED need not be prompt: it waits for the next frame that the agent
+     sends, which saves a packet for a short command. A host that has set it
+     and wants FK_STARTED after all sends FK_PING. */
+  FK_EXEC_LAZY_START = 1u << 3,
 };
 
 /* Where starting a command failed; FK_REPLY.value is the errno of it. */

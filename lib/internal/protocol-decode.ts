@@ -1,0 +1,331 @@
+/** Frames from the guest: bytes in, checked messages out. See protocol.ts. */
+
+import {
+  FrameType,
+  HEADER_BYTES,
+  MAX_PAYLOAD_BYTES,
+  type OutputStream,
+  RECORD_HEADER_BYTES,
+  Stream,
+  Tag,
+} from './protocol-numbers.js';
+
+const STAT_BYTES = 96;
+const DIRENT_HEADER_BYTES = 4;
+/** Longest name of a Linux directory entry, in bytes. */
+const MAX_NAME_BYTES = 255;
+
+/** The guest sent bytes that no correct agent sends. */
+export class ProtocolError extends Error {
+  override readonly name = 'ProtocolError';
+}
+
+/** One frame as it is on the wire. */
+export interface Frame {
+  type: number;
+  stream: number;
+  id: number;
+  value: number;
+  offset: number;
+  payload: Buffer;
+}
+
+/**
+ * Cuts a byte stream into frames, however it was split into chunks. Holds at most one frame.
+ *
+ * Payloads may be views of the chunk that was pushed: the caller gives the chunk away.
+ */
+export class FrameDecoder {
+  #header = Buffer.allocUnsafe(HEADER_BYTES);
+  #headerBytes = 0;
+  #payload: Buffer | null = null;
+  #payloadBytes = 0;
+  #failure: ProtocolError | null = null;
+
+  /** Bytes of an incomplete frame that are held back. */
+  get pendingBytes(): number {
+    return this.#headerBytes + this.#payloadBytes;
+  }
+
+  /** Returns the frames that are complete with this chunk. After it threw once it always throws. */
+  push(chunk: Uint8Array): Frame[] {
+    if (this.#failure) throw this.#failure;
+    const input = Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
+    const frames: Frame[] = [];
+    let at = 0;
+    while (at < input.length) {
+      if (this.#headerBytes < HEADER_BYTES) {
+        const count = Math.min(HEADER_BYTES - this.#headerBytes, input.length - at);
+        input.copy(this.#header, this.#headerBytes, at, at + count);
+        this.#headerBytes += count;
+        at += count;
+        if (this.#headerBytes < HEADER_BYTES) break;
+      }
+      const size = this.#header.readUInt32LE(0);
+      if (size > MAX_PAYLOAD_BYTES) {
+        this.#failure = new ProtocolError(`frame of ${size} bytes exceeds ${MAX_PAYLOAD_BYTES}`);
+        this.#payload = null;
+        throw this.#failure;
+      }
+      if (this.#payload === null && input.length - at >= size) {
+        frames.push(this.#finish(input.subarray(at, at + size)));
+        at += size;
+        continue;
+      }
+      this.#payload ??= Buffer.allocUnsafe(size);
+      const count = Math.min(size - this.#payloadBytes, input.length - at);
+      input.copy(this.#payload, this.#payloadBytes, at, at + count);
+      this.#payloadBytes += count;
+      at += count;
+      if (this.#payloadBytes === size) frames.push(this.#finish(this.#payload));
+    }
+    return frames;
+  }
+
+  #finish(payload: Buffer): Frame {
+    const header = this.#header;
+    const offset = header.readBigUInt64LE(16);
+    if (offset > BigInt(Number.MAX_SAFE_INTEGER)) {
+      this.#failure = new ProtocolError(`offset ${offset} is out of range`);
+      throw this.#failure;
+    }
+    this.#headerBytes = 0;
+    this.#payload = null;
+    this.#payloadBytes = 0;
+    return {
+      type: header.readUInt16LE(4),
+      stream: header.readUInt16LE(6),
+      id: header.readUInt32LE(8),
+      value: header.readUInt32LE(12),
+      offset: Number(offset),
+      payload,
+    };
+  }
+}
+
+/** `struct fk_stat`: the fields of stat(2). Times in nanoseconds since 1970. */
+export interface StatRecord {
+  dev: bigint;
+  ino: bigint;
+  nlink: bigint;
+  rdev: bigint;
+  size: bigint;
+  blocks: bigint;
+  atimeNs: bigint;
+  mtimeNs: bigint;
+  ctimeNs: bigint;
+  birthtimeNs: bigint;
+  mode: number;
+  uid: number;
+  gid: number;
+  blksize: number;
+}
+
+export interface ReplyMessage {
+  type: 'reply';
+  id: number;
+  /** 0, or a Linux errno (positive). */
+  errno: number;
+  /** Where starting a command failed: one of {@link ExecStage}. */
+  stage: number | null;
+  exitCode: number | null;
+  signal: number | null;
+  stat: StatRecord | null;
+}
+
+export type GuestMessage =
+  | { type: 'hello'; version: number; kernel: string; agent: string }
+  | { type: 'started'; id: number; pid: number }
+  | { type: 'data'; id: number; stream: OutputStream; offset: number; bytes: Buffer }
+  | { type: 'end'; id: number; stream: OutputStream; offset: number }
+  | { type: 'window'; id: number; limit: number }
+  | ReplyMessage
+  | { type: 'fatal'; reason: string };
+
+/** Interprets a frame of the guest; throws {@link ProtocolError} unless all of it is in order. */
+export function parseGuestMessage(frame: Frame): GuestMessage {
+  const { type, id, value, offset, payload } = frame;
+  switch (type) {
+    case FrameType.hello:
+      expectZero(frame, 'stream', 'id', 'offset');
+      return parseHello(frame);
+    case FrameType.started:
+      expectZero(frame, 'stream', 'offset');
+      expectEmpty(frame);
+      if (value < 1 || value > 0x7fff_ffff) throw new ProtocolError(`pid ${value} out of range`);
+      return { type: 'started', id, pid: value };
+    case FrameType.data:
+      expectZero(frame, 'value');
+      if (payload.length === 0) throw new ProtocolError('data frame without data');
+      if (!Number.isSafeInteger(offset + payload.length)) {
+        throw new ProtocolError(`offset ${offset} is out of range`);
+      }
+      return { type: 'data', id, stream: outputStream(frame), offset, bytes: payload };
+    case FrameType.end:
+      expectZero(frame, 'value');
+      expectEmpty(frame);
+      return { type: 'end', id, stream: outputStream(frame), offset };
+    case FrameType.window:
+      expectZero(frame, 'stream', 'value');
+      expectEmpty(frame);
+      return { type: 'window', id, limit: offset };
+    case FrameType.reply:
+      expectZero(frame, 'stream', 'offset');
+      return parseReply(frame);
+    case FrameType.fatal:
+      expectZero(frame, 'stream', 'id', 'value', 'offset');
+      return { type: 'fatal', reason: printable(payload) };
+    default:
+      throw new ProtocolError(`frame of unknown type ${type}`);
+  }
+}
+
+function parseHello(frame: Frame): GuestMessage {
+  let kernel = '';
+  let agent = '';
+  for (const { tag, bytes } of parseRecords(frame.payload)) {
+    if (tag === Tag.kernel) kernel = printable(bytes);
+    else if (tag === Tag.agent) agent = printable(bytes);
+    else throw new ProtocolError(`hello with record ${tag}`);
+  }
+  return { type: 'hello', version: frame.value, kernel, agent };
+}
+
+function parseReply(frame: Frame): ReplyMessage {
+  const reply: ReplyMessage = {
+    type: 'reply',
+    id: frame.id,
+    errno: frame.value,
+    stage: null,
+    exitCode: null,
+    signal: null,
+    stat: null,
+  };
+  if (reply.errno > 4095) throw new ProtocolError(`errno ${reply.errno} out of range`);
+  for (const { tag, bytes } of parseRecords(frame.payload)) {
+    if (tag === Tag.stage) reply.stage = boundedUInt32(bytes, 'stage', 1, 3);
+    else if (tag === Tag.exitCode) reply.exitCode = boundedUInt32(bytes, 'exit code', 0, 255);
+    else if (tag === Tag.signal) reply.signal = boundedUInt32(bytes, 'signal', 1, 64);
+    else if (tag === Tag.stat) reply.stat = parseStat(bytes);
+    else throw new ProtocolError(`reply with record ${tag}`);
+  }
+  return reply;
+}
+
+function parseStat(bytes: Buffer): StatRecord {
+  if (bytes.length !== STAT_BYTES) throw new ProtocolError(`stat of ${bytes.length} bytes`);
+  return {
+    dev: bytes.readBigUInt64LE(0),
+    ino: bytes.readBigUInt64LE(8),
+    nlink: bytes.readBigUInt64LE(16),
+    rdev: bytes.readBigUInt64LE(24),
+    size: bytes.readBigUInt64LE(32),
+    blocks: bytes.readBigUInt64LE(40),
+    atimeNs: bytes.readBigInt64LE(48),
+    mtimeNs: bytes.readBigInt64LE(56),
+    ctimeNs: bytes.readBigInt64LE(64),
+    birthtimeNs: bytes.readBigInt64LE(72),
+    mode: bytes.readUInt32LE(80),
+    uid: bytes.readUInt32LE(84),
+    gid: bytes.readUInt32LE(88),
+    blksize: bytes.readUInt32LE(92),
+  };
+}
+
+/** Splits a payload into records. */
+export function parseRecords(payload: Buffer): { tag: number; bytes: Buffer }[] {
+  const records: { tag: number; bytes: Buffer }[] = [];
+  let at = 0;
+  while (at < payload.length) {
+    if (payload.length - at < RECORD_HEADER_BYTES) throw new ProtocolError('truncated record');
+    const tag = payload.readUInt16LE(at);
+    const length = payload.readUInt32LE(at + 4);
+    at += RECORD_HEADER_BYTES;
+    if (payload.readUInt16LE(at - 6) !== 0 || length > payload.length - at) {
+      throw new ProtocolError(`malformed record ${tag}`);
+    }
+    records.push({ tag, bytes: payload.subarray(at, at + length) });
+    at += length;
+  }
+  return records;
+}
+
+function boundedUInt32(bytes: Buffer, name: string, low: number, high: number): number {
+  const value = bytes.length === 4 ? bytes.readUInt32LE(0) : -1;
+  if (value < low || value > high) throw new ProtocolError(`malformed ${name}`);
+  return value;
+}
+
+function expectZero(frame: Frame, ...fields: ('stream' | 'id' | 'value' | 'offset')[]): void {
+  for (const field of fields) {
+    if (frame[field] !== 0) {
+      throw new ProtocolError(`frame of type ${frame.type} with ${field} ${frame[field]}`);
+    }
+  }
+}
+
+function expectEmpty(frame: Frame): void {
+  if (frame.payload.length > 0) {
+    throw new ProtocolError(`frame of type ${frame.type} with ${frame.payload.length} bytes`);
+  }
+}
+
+function outputStream(frame: Frame): OutputStream {
+  const { stream } = frame;
+  if (stream !== Stream.output && stream !== Stream.error) {
+    throw new ProtocolError(`frame of type ${frame.type} for stream ${stream}`);
+  }
+  return stream;
+}
+
+/** Text of the guest's that is safe to show: bounded, without control characters. */
+function printable(bytes: Buffer): string {
+  return bytes
+    .subarray(0, 256)
+    .toString('utf8')
+    .replace(/[\u0000-\u001f\u007f-\u009f]/g, '\ufffd');
+}
+
+/** One entry of a directory listing. `type` is a DT_* number of `<dirent.h>`. */
+export interface DirentRecord {
+  name: Buffer;
+  type: number;
+}
+
+/** Cuts the output stream of a readdir into entries. Holds at most one entry. */
+export class DirentDecoder {
+  #rest: Buffer = Buffer.alloc(0);
+
+  push(bytes: Uint8Array): DirentRecord[] {
+    const input = this.#rest.length > 0 ? Buffer.concat([this.#rest, bytes]) : Buffer.from(bytes);
+    const entries: DirentRecord[] = [];
+    let at = 0;
+    while (input.length - at >= DIRENT_HEADER_BYTES) {
+      const size = input.readUInt16LE(at);
+      const type = input.readUInt8(at + 2);
+      if (size < 1 || size > MAX_NAME_BYTES || type > 15 || input.readUInt8(at + 3) !== 0) {
+        throw new ProtocolError('malformed directory entry');
+      }
+      const start = at + DIRENT_HEADER_BYTES;
+      if (input.length - start < size) break;
+      const name = input.subarray(start, start + size);
+      // A name with a slash would lead callers who join it to a path somewhere else.
+      if (name.includes(0) || name.includes(0x2f) || isDots(name)) {
+        throw new ProtocolError('directory entry with an impossible name');
+      }
+      entries.push({ name, type });
+      at = start + size;
+    }
+    this.#rest = Buffer.from(input.subarray(at));
+    return entries;
+  }
+
+  /** The stream is over: throws when it ended inside an entry. */
+  end(): void {
+    if (this.#rest.length > 0) throw new ProtocolError('directory listing ends inside an entry');
+  }
+}
+
+function isDots(name: Buffer): boolean {
+  return name.length <= 2 && name.every((byte) => byte === 0x2e);
+}

@@ -1,0 +1,212 @@
+/** Frames to the guest: requests in, bytes out. See protocol.ts. */
+
+import {
+  ExecFlag,
+  FileFlag,
+  FileOp,
+  FrameType,
+  HEADER_BYTES,
+  MAX_EXEC_PAYLOAD_BYTES,
+  MAX_PAYLOAD_BYTES,
+  type OutputStream,
+  RECORD_HEADER_BYTES,
+  Stream,
+  Tag,
+} from './protocol-numbers.js';
+
+const UINT64_MAX = 0xffff_ffff_ffff_ffffn;
+
+/** Puts a frame together. Fields that are left out are 0. */
+export function encodeFrame(frame: {
+  type: number;
+  stream?: number;
+  id?: number;
+  value?: number;
+  offset?: number;
+  payload?: readonly Uint8Array[];
+}): Buffer {
+  const parts = frame.payload ?? [];
+  const size = parts.reduce((sum, part) => sum + part.byteLength, 0);
+  const limit = frame.type === FrameType.exec ? MAX_EXEC_PAYLOAD_BYTES : MAX_PAYLOAD_BYTES;
+  if (size > limit) throw new RangeError(`Payload of ${size} bytes exceeds ${limit}`);
+  const buffer = Buffer.allocUnsafe(HEADER_BYTES + size);
+  buffer.writeUInt32LE(size, 0);
+  buffer.writeUInt16LE(frame.type, 4);
+  buffer.writeUInt16LE(frame.stream ?? 0, 6);
+  buffer.writeUInt32LE(frame.id ?? 0, 8);
+  buffer.writeUInt32LE(frame.value ?? 0, 12);
+  buffer.writeBigUInt64LE(BigInt(frame.offset ?? 0), 16);
+  let at = HEADER_BYTES;
+  for (const part of parts) {
+    buffer.set(part, at);
+    at += part.byteLength;
+  }
+  return buffer;
+}
+
+/** Makes one record. Strings are UTF-8 and must not contain NUL, which no Linux string can. */
+export function encodeRecord(tag: number, value: string | Uint8Array): Buffer {
+  const bytes = typeof value === 'string' ? Buffer.from(value, 'utf8') : value;
+  if (typeof value === 'string' && value.includes('\0')) {
+    throw new TypeError(`String contains a null byte: ${JSON.stringify(value)}`);
+  }
+  const record = Buffer.allocUnsafe(RECORD_HEADER_BYTES + bytes.byteLength);
+  record.writeUInt16LE(tag, 0);
+  record.writeUInt16LE(0, 2);
+  record.writeUInt32LE(bytes.byteLength, 4);
+  record.set(bytes, RECORD_HEADER_BYTES);
+  return record;
+}
+
+function uint32(value: number): Buffer {
+  const bytes = Buffer.allocUnsafe(4);
+  bytes.writeUInt32LE(value, 0);
+  return bytes;
+}
+
+function uint64(...values: (number | bigint)[]): Buffer {
+  const bytes = Buffer.allocUnsafe(8 * values.length);
+  for (const [index, value] of values.entries()) bytes.writeBigUInt64LE(BigInt(value), 8 * index);
+  return bytes;
+}
+
+export function encodeConfigure(id: number, options: { hostname?: string }): Buffer {
+  const payload =
+    options.hostname === undefined ? [] : [encodeRecord(Tag.hostname, options.hostname)];
+  return encodeFrame({ type: FrameType.configure, id, payload });
+}
+
+export function encodePing(id: number): Buffer {
+  return encodeFrame({ type: FrameType.ping, id });
+}
+
+export interface ExecRequest {
+  /** Program and arguments; the program is looked up in `env`'s PATH when it has no slash. */
+  args: readonly string[];
+  /** The whole environment, as `NAME=value`. */
+  env?: readonly string[];
+  cwd?: string;
+  /** Which streams are connected; the others are /dev/null. */
+  stdin?: boolean;
+  stdout?: boolean;
+  stderr?: boolean;
+  /** Let the `started` message wait for company. A ping flushes it. */
+  lazyStart?: boolean;
+  /** Initial limits of stdout and stderr, in bytes. */
+  outputLimit?: number;
+  errorLimit?: number;
+}
+
+/** Throws RangeError when arguments and environment exceed {@link MAX_EXEC_PAYLOAD_BYTES}. */
+export function encodeExec(id: number, request: ExecRequest): Buffer {
+  const flags =
+    (request.stdin ? ExecFlag.stdin : 0) |
+    (request.stdout ? ExecFlag.stdout : 0) |
+    (request.stderr ? ExecFlag.stderr : 0) |
+    (request.lazyStart ? ExecFlag.lazyStart : 0);
+  const payload = [encodeRecord(Tag.flags, uint32(flags))];
+  if (request.cwd !== undefined) payload.push(encodeRecord(Tag.cwd, request.cwd));
+  if (request.outputLimit) {
+    payload.push(encodeRecord(Tag.outputLimit, uint64(request.outputLimit)));
+  }
+  if (request.errorLimit) payload.push(encodeRecord(Tag.errorLimit, uint64(request.errorLimit)));
+  for (const arg of request.args) payload.push(encodeRecord(Tag.arg, arg));
+  for (const variable of request.env ?? []) payload.push(encodeRecord(Tag.env, variable));
+  return encodeFrame({ type: FrameType.exec, id, payload });
+}
+
+export function encodeSignal(id: number, signal: number): Buffer {
+  return encodeFrame({ type: FrameType.signal, id, value: signal });
+}
+
+export function encodeCancel(id: number): Buffer {
+  return encodeFrame({ type: FrameType.cancel, id });
+}
+
+/** At most {@link MAX_PAYLOAD_BYTES} at a time, at least one byte, inside the granted window. */
+export function encodeData(id: number, offset: number, bytes: Uint8Array): Buffer {
+  return encodeFrame({ type: FrameType.data, stream: Stream.input, id, offset, payload: [bytes] });
+}
+
+export function encodeEnd(id: number, offset: number): Buffer {
+  return encodeFrame({ type: FrameType.end, stream: Stream.input, id, offset });
+}
+
+/** Grants the guest bytes of an output stream up to the absolute offset `limit`. */
+export function encodeWindow(id: number, stream: OutputStream, limit: number): Buffer {
+  return encodeFrame({ type: FrameType.window, stream, id, offset: limit });
+}
+
+/** Paths are absolute or relative to "/"; bytes that are not UTF-8 are passed as a Uint8Array. */
+export type GuestPath = string | Uint8Array;
+
+function encodeFile(id: number, op: number, path: GuestPath, ...more: Buffer[]): Buffer {
+  if (typeof path !== 'string' && path.includes(0)) {
+    throw new TypeError('Path contains a null byte');
+  }
+  const payload = [encodeRecord(Tag.path, path), ...more];
+  return encodeFrame({ type: FrameType.file, id, value: op, payload });
+}
+
+export function encodeReadFile(
+  id: number,
+  path: GuestPath,
+  options: { outputLimit?: number; start?: number; byteCount?: number } = {},
+): Buffer {
+  const records = [encodeRecord(Tag.outputLimit, uint64(options.outputLimit ?? 0))];
+  if (options.start !== undefined || options.byteCount !== undefined) {
+    const range = uint64(options.start ?? 0, options.byteCount ?? UINT64_MAX);
+    records.push(encodeRecord(Tag.range, range));
+  }
+  return encodeFile(id, FileOp.read, path, ...records);
+}
+
+export function encodeWriteFile(
+  id: number,
+  path: GuestPath,
+  options: { mode?: number; append?: boolean; exclusive?: boolean } = {},
+): Buffer {
+  const flags =
+    (options.append ? FileFlag.append : 0) | (options.exclusive ? FileFlag.exclusive : 0);
+  const records = [encodeRecord(Tag.flags, uint32(flags))];
+  if (options.mode !== undefined) records.push(encodeRecord(Tag.mode, uint32(options.mode)));
+  return encodeFile(id, FileOp.write, path, ...records);
+}
+
+export function encodeStat(
+  id: number,
+  path: GuestPath,
+  options: { followLinks?: boolean } = {},
+): Buffer {
+  const flags = options.followLinks === false ? FileFlag.nofollow : 0;
+  return encodeFile(id, FileOp.stat, path, encodeRecord(Tag.flags, uint32(flags)));
+}
+
+export function encodeReaddir(
+  id: number,
+  path: GuestPath,
+  options: { outputLimit?: number } = {},
+): Buffer {
+  const limit = encodeRecord(Tag.outputLimit, uint64(options.outputLimit ?? 0));
+  return encodeFile(id, FileOp.readdir, path, limit);
+}
+
+export function encodeMkdir(
+  id: number,
+  path: GuestPath,
+  options: { mode?: number; recursive?: boolean } = {},
+): Buffer {
+  const flags = options.recursive ? FileFlag.recursive : 0;
+  const records = [encodeRecord(Tag.flags, uint32(flags))];
+  if (options.mode !== undefined) records.push(encodeRecord(Tag.mode, uint32(options.mode)));
+  return encodeFile(id, FileOp.mkdir, path, ...records);
+}
+
+export function encodeRemove(
+  id: number,
+  path: GuestPath,
+  options: { recursive?: boolean; force?: boolean } = {},
+): Buffer {
+  const flags = (options.recursive ? FileFlag.recursive : 0) | (options.force ? FileFlag.force : 0);
+  return encodeFile(id, FileOp.remove, path, encodeRecord(Tag.flags, uint32(flags)));
+}

@@ -1,0 +1,69 @@
+/** The numbers of guest/agent/protocol.h, which is their source; a test compares the two. */
+
+export const PROTOCOL_VERSION = 1;
+/** vsock port on the host that the agent dials. */
+export const CONTROL_PORT = 1;
+/** Bytes of a frame's header. */
+export const HEADER_BYTES = 24;
+/** Largest payload of one frame, in bytes. */
+export const MAX_PAYLOAD_BYTES = 65536;
+/** Largest payload of an exec request, in bytes. */
+export const MAX_EXEC_PAYLOAD_BYTES = 2097152;
+/** Initial limit of a command's stdin, in bytes. */
+export const INPUT_WINDOW_BYTES = 65536;
+/** Initial limit of the contents of a file to be written, in bytes. */
+export const FILE_WINDOW_BYTES = 524288;
+/** Most operations that the agent keeps at once. */
+export const MAX_OPERATIONS = 4096;
+
+export const Stream = { input: 0, output: 1, error: 2 } as const;
+export type OutputStream = typeof Stream.output | typeof Stream.error;
+
+export const FrameType = {
+  configure: 1,
+  ping: 2,
+  exec: 3,
+  signal: 4,
+  cancel: 5,
+  file: 6,
+  data: 16,
+  end: 17,
+  window: 18,
+  hello: 32,
+  started: 33,
+  reply: 34,
+  fatal: 35,
+} as const;
+
+export const Tag = {
+  hostname: 1,
+  kernel: 2,
+  agent: 3,
+  arg: 4,
+  env: 5,
+  cwd: 6,
+  outputLimit: 7,
+  errorLimit: 8,
+  flags: 9,
+  path: 10,
+  mode: 11,
+  stage: 12,
+  exitCode: 13,
+  signal: 14,
+  stat: 15,
+  range: 16,
+} as const;
+
+export const ExecFlag = { stdin: 1, stdout: 2, stderr: 4, lazyStart: 8 } as const;
+export const ExecStage = { setup: 1, cwd: 2, execute: 3 } as const;
+export const FileOp = { read: 1, write: 2, stat: 3, readdir: 4, mkdir: 5, remove: 6 } as const;
+export const FileFlag = {
+  nofollow: 1,
+  recursive: 2,
+  force: 4,
+  append: 8,
+  exclusive: 16,
+} as const;
+
+/** Bytes of a record before its contents. */
+export const RECORD_HEADER_BYTES = 8;
