@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets of native/fuzz.txt and runs each for a while.
 #   scripts/fuzz.sh [seconds per target, default 60] [target...]
-# Inputs found are kept in build/fuzz/corpus/TARGET; a crash is written to build/fuzz/TARGET-*.
+# Inputs found are kept in out/fuzz/corpus/TARGET; a crash is written to out/fuzz/TARGET-*.
 source "$(dirname "$0")/lib.sh"
 
 seconds="${1:-60}"
 shift || true
 
 cmake --preset fuzz >/dev/null
-cmake --build build/fuzz
+cmake --build out/fuzz
 
 if [ $# -gt 0 ]; then
   targets=("$@")
@@ -18,12 +18,12 @@ fi
 
 failed=0
 for target in "${targets[@]}"; do
-  corpus="build/fuzz/corpus/$target"
+  corpus="out/fuzz/corpus/$target"
   mkdir -p "$corpus"
   echo "fuzz: $target, $seconds s"
-  log="build/fuzz/$target.log"
-  if "build/fuzz/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 \
-    -print_final_stats=1 -artifact_prefix="build/fuzz/$target-" "$corpus" >"$log" 2>&1; then
+  log="out/fuzz/$target.log"
+  if "out/fuzz/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 \
+    -print_final_stats=1 -artifact_prefix="out/fuzz/$target-" "$corpus" >"$log" 2>&1; then
     grep -E 'number_of_executed_units|^Done' "$log" || true
   else
     failed=1

@@ -24,9 +24,9 @@ lint_clang_format() {
 # One file, if it has not passed before in the same surroundings; $1 is the hash of those.
 tidy_file() {
   local stamp output
-  stamp="build/lint/tidy/$({ echo "$1"; cat "$2"; } | sha256sum | cut -c1-40)"
+  stamp="out/lint/tidy/$({ echo "$1"; cat "$2"; } | sha256sum | cut -c1-40)"
   [ ! -e "$stamp" ] || return 0
-  if output="$(clang-tidy --quiet -p build/lint "$2" 2>/dev/null)"; then
+  if output="$(clang-tidy --quiet -p out/lint "$2" 2>/dev/null)"; then
     : >"$stamp"
   else
     printf '%s\n' "$output"
@@ -37,14 +37,14 @@ export -f tidy_file
 
 lint_clang_tidy() {
   cmake --preset lint >/dev/null
-  mkdir -p build/lint/tidy
+  mkdir -p out/lint/tidy
   local surroundings
   surroundings="$({
     cat .clang-tidy CMakeLists.txt CMakePresets.json
     clang-tidy --version
     cxx_files | grep -z '\.h$' | sort -z | xargs -0 -r cat
   } | sha256sum)"
-  sed -n "s|^ *\"file\": \"$FORKLET_ROOT/\(.*\)\".*|\1|p" build/lint/compile_commands.json | sort -u |
+  sed -n "s|^ *\"file\": \"$FORKLET_ROOT/\(.*\)\".*|\1|p" out/lint/compile_commands.json | sort -u |
     xargs -d '\n' -P "$(nproc)" -I{} bash -c 'tidy_file "$@"' tidy "$surroundings" {}
 }
 

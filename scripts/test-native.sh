@@ -4,5 +4,5 @@
 source "$(dirname "$0")/lib.sh"
 
 cmake --preset asan -DFORKLET_WERROR="${FORKLET_WERROR:-0}" >/dev/null
-cmake --build build/asan --target native_tests
-UBSAN_OPTIONS=print_stacktrace=1 build/asan/native_tests "$@"
+cmake --build out/asan --target native_tests
+UBSAN_OPTIONS=print_stacktrace=1 out/asan/native_tests "$@"
