@@ -53,9 +53,9 @@ class VirtioMmio final : public BusDevice {
   uint16_t queue_count() const { return static_cast<uint16_t>(queues_.size()); }
   const EventFd& notifier(uint16_t queue) const { return notifiers_[queue]; }
 
-  // One bounded turn for one queue, after its notifier became readable. Drains
-  // the notifier, and signals it again when work remains: a level-triggered
-  // wait needs no more than this call. Returns what it left.
+  // One bounded turn for one queue, after its notifier was signalled and the
+  // caller has drained it. Signals it again when work remains, so that waiting
+  // for the notifier is all the scheduling there is.
   // Thread: the device thread.
   Turn HandleNotify(uint16_t queue);
 

@@ -18,7 +18,7 @@ namespace forklet {
 //
 // Thread: the device thread, inside a turn of the device and so with its lock
 // held: an implementation must not wait for a vCPU. It may call any method of
-// VsockDevice, none of which calls back by itself.
+// VsockDevice (none calls back by itself), except Connect from OnConnect.
 class VsockHost {
  public:
   virtual ~VsockHost() = default;
@@ -33,7 +33,8 @@ class VsockHost {
   virtual void OnData(ConnectionId id, std::vector<uint8_t> data) = 0;
   // The guest will send no more; it may still read.
   virtual void OnEnd(ConnectionId id) = 0;
-  // So many more of the bytes given to Send are in the guest's queue.
+  // So many more of the bytes given to Send are in the guest's queue, or were
+  // dropped because the guest stopped reading.
   virtual void OnSent(ConnectionId id, size_t bytes) = 0;
   // The connection is gone, or the guest refused it: nothing more comes for
   // this id. Follows neither Reset nor ResetOthers of our own side.
@@ -75,7 +76,7 @@ class VsockDevice final : public VirtioDevice {
   };
 
   // `host` outlives this object.
-  VsockDevice(const VsockConfig& config, VsockHost& host) : config_(config), host_(host) {}
+  VsockDevice(const VsockConfig& config, VsockHost& host);
 
   // Dials a port of the guest. OnOpened or OnClosed follows, whenever the guest
   // answers: a deadline is the caller's business. Nothing when there are
@@ -106,46 +107,55 @@ class VsockDevice final : public VirtioDevice {
   void HandleReset() override;
 
  private:
-  struct Reply {
+  struct PendingReset {
     VsockPorts ports;
     uint16_t type;
   };
 
   // Guest to host (vsock_tx.cc).
-  Turn ProcessTx();
-  void HandlePacket(const DescriptorChain& chain);
+  Turn ProcessTx(TurnBudget& budget);
+  void HandlePacket();
   void HandleRequest(VsockPorts ports, const virtio_vsock_hdr& header);
-  void HandleData(VsockConnection& connection, const DescriptorChain& chain, uint32_t bytes);
+  void HandleOpenPacket(VsockConnection& connection, const virtio_vsock_hdr& header);
+  void HandleData(VsockConnection& connection, uint32_t bytes);
   void HandleShutdown(VsockConnection& connection, uint32_t flags);
   // Ends a connection whose guest broke the protocol.
   void Violation(VsockConnection& connection);
 
   // Host to guest (vsock_rx.cc).
-  Turn ProcessRx();
+  Turn ProcessRx(TurnBudget& budget);
   bool HasPacket();
-  void SendPacket(const DescriptorChain& chain, uint32_t& written);
+  // Sends the next packet in the buffer chain_.
+  void SendPacket(TurnBudget& budget);
+  // Copies what may be sent behind the header in chain_; returns the bytes.
+  uint32_t CopyQueued(VsockConnection& connection);
+  void FinishPacket(const virtio_vsock_hdr& header, TurnBudget& budget);
   void ReplyReset(VsockPorts ports, uint16_t type);
 
   VsockConnection* Find(ConnectionId id);
   VsockConnection* Find(VsockPorts ports);
   VsockConnection& Add(VsockPorts ports);
-  void Remove(ConnectionId id);
+  void Remove(VsockConnection& connection);
   uint32_t AllocateHostPort(uint32_t guest_port);
   // Puts the connection in line for rx buffers if it has a packet to send.
   void Schedule(VsockConnection& connection);
+  // Ends a connection and tells the host, but not the guest.
+  void Close(VsockConnection& connection);
   // Has the device thread look at the rx queue, unless it is about to anyway.
   void WakeRx();
 
   const VsockConfig config_;
+  const virtio_vsock_config config_space_;
   VsockHost& host_;
   std::unordered_map<ConnectionId, std::unique_ptr<VsockConnection>> connections_;
   std::unordered_map<uint64_t, ConnectionId> by_ports_;  // Key: VsockPorts::key
   std::deque<ConnectionId> ready_;                       // In line for rx buffers; ids may be stale
-  std::deque<Reply> resets_;                             // RSTs that wait for rx buffers
+  std::deque<PendingReset> resets_;                      // RSTs that wait for rx buffers
   uint64_t next_id_ = 1;
   uint32_t next_host_port_ = 1024;
-  bool in_turn_ = false;
-  DescriptorChain chain_;
+  bool in_turn_ = false;       // The turn ends with a look at the rx queue
+  bool wake_pending_ = false;  // So does the one that was asked for
+  DescriptorChain chain_;      // The packet in hand
   Counters counters_;
 };
 

@@ -71,12 +71,13 @@ class VsockConnection {
   uint32_t held() const { return state_.received - state_.consumed; }
 
   void Receive(uint32_t bytes) { state_.received += bytes; }
-  void Consume(uint32_t bytes);
+  // More than is held counts as all of it.
+  void Consume(size_t bytes);
 
   void Queue(std::vector<uint8_t> data);
   size_t queued_bytes() const { return queued_bytes_; }
-  // Drops the bytes that wait to be sent.
-  void DropQueued();
+  // Drops the bytes that wait to be sent; returns how many there were.
+  size_t DropQueued();
 
   // Whether there is a packet to send now.
   bool has_packet() const { return has_control() || sendable_bytes() > 0 || can_shutdown(); }
@@ -85,11 +86,20 @@ class VsockConnection {
   }
   // Bytes that may be sent now: queued and within the guest's credit.
   size_t sendable_bytes() const;
-  bool can_shutdown() const { return state_.send_shutdown && queued_bytes_ == 0; }
+  bool can_shutdown() const {
+    return state_.send_shutdown && queued_bytes_ == 0 &&
+           state_.phase == VsockConnectionState::Phase::kOpen;
+  }
+  // The kind of the packet to send now, which counts as sent thereby. After
+  // VIRTIO_VSOCK_OP_RW the caller takes the bytes with front and PopFront.
+  uint16_t TakeOp();
 
   // The first queued bytes, as one range; empty when there are none.
   std::span<const uint8_t> front() const;
   void PopFront(size_t bytes);
+  void CountSent(uint32_t bytes) { state_.sent += bytes; }
+  // Our side's credit, as it goes into a packet.
+  uint32_t buffer_bytes() const { return buffer_bytes_; }
 
   bool in_ready_list = false;  // VsockDevice's own mark
 

@@ -1,0 +1,296 @@
+#include "devices/virtio/mmio.h"
+
+#include <linux/virtio_config.h>
+#include <linux/virtio_mmio.h>
+#include <linux/virtio_ring.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+namespace forklet {
+
+static_assert(VirtioMmio::kQueueNotify == VIRTIO_MMIO_QUEUE_NOTIFY);
+
+namespace {
+
+constexpr uint32_t kMagic = 0x74726976;  // "virt"
+constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVendorId = 0x4c4b5246;  // "FRKL"
+
+// Length of a shared memory region that does not exist (virtio 1.2 §4.2.2.1).
+constexpr uint32_t kNoSharedMemory = 0xffffffff;
+
+constexpr uint64_t Bit(unsigned number) { return uint64_t{1} << number; }
+
+void SetLow(uint64_t& target, uint32_t value) { target = (target & ~uint64_t{0xffffffff}) | value; }
+void SetHigh(uint64_t& target, uint32_t value) {
+  target = (target & 0xffffffff) | uint64_t{value} << 32;
+}
+
+}  // namespace
+
+VirtioMmio::VirtioMmio(VirtioDevice& device, const GuestMemory& memory, InterruptLine& line)
+    : device_(device), memory_(memory), line_(line), queues_(device.queue_sizes().size()) {}
+
+Result<std::unique_ptr<VirtioMmio>> VirtioMmio::Create(VirtioDevice& device,
+                                                       const GuestMemory& memory,
+                                                       InterruptLine& line) {
+  for (uint16_t size : device.queue_sizes()) CHECK(std::has_single_bit(size));
+  auto transport = std::unique_ptr<VirtioMmio>(new VirtioMmio(device, memory, line));
+  for (size_t i = 0; i < transport->queues_.size(); ++i) {
+    ASSIGN_OR_RETURN(EventFd notifier, EventFd::Create());
+    transport->notifiers_.push_back(std::move(notifier));
+  }
+  device.Bind(transport->queues_, transport->notifiers_);
+  return transport;
+}
+
+uint64_t VirtioMmio::offered_features() const {
+  return device_.features() | Bit(VIRTIO_F_VERSION_1) | Bit(VIRTIO_RING_F_EVENT_IDX);
+}
+
+bool VirtioMmio::features_acceptable() const {
+  return (driver_features_ & ~offered_features()) == 0 &&
+         (driver_features_ & Bit(VIRTIO_F_VERSION_1)) != 0;
+}
+
+bool VirtioMmio::running() const {
+  return (status_ & VIRTIO_CONFIG_S_DRIVER_OK) &&
+         !(status_ & (VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED));
+}
+
+void VirtioMmio::Read(uint64_t offset, std::span<uint8_t> data) {
+  std::fill(data.begin(), data.end(), uint8_t{0});
+  if (offset >= VIRTIO_MMIO_CONFIG) {
+    device_.ReadConfig(offset - VIRTIO_MMIO_CONFIG, data);
+    return;
+  }
+  // Registers are accessed by aligned words only (virtio 1.2 §4.2.2.2).
+  if (data.size() != sizeof(uint32_t) || offset % sizeof(uint32_t) != 0) {
+    CountIgnored();
+    return;
+  }
+  const uint32_t value = ReadRegister(offset);
+  std::memcpy(data.data(), &value, sizeof value);
+}
+
+uint32_t VirtioMmio::ReadRegister(uint64_t offset) {
+  switch (offset) {
+    case VIRTIO_MMIO_MAGIC_VALUE:
+      return kMagic;
+    case VIRTIO_MMIO_VERSION:
+      return kVersion;
+    case VIRTIO_MMIO_DEVICE_ID:
+      return device_.type();
+    case VIRTIO_MMIO_VENDOR_ID:
+      return kVendorId;
+    case VIRTIO_MMIO_INTERRUPT_STATUS:
+      return interrupt_status_.load(std::memory_order_acquire);
+    case VIRTIO_MMIO_SHM_LEN_LOW:
+    case VIRTIO_MMIO_SHM_LEN_HIGH:
+    case VIRTIO_MMIO_SHM_BASE_LOW:
+    case VIRTIO_MMIO_SHM_BASE_HIGH:
+      return kNoSharedMemory;
+    case VIRTIO_MMIO_CONFIG_GENERATION:
+      return 0;  // The configuration space never changes
+    default:
+      break;
+  }
+  std::lock_guard lock(mutex_);
+  switch (offset) {
+    case VIRTIO_MMIO_DEVICE_FEATURES:
+      if (device_features_select_ > 1) return 0;
+      return static_cast<uint32_t>(offered_features() >> (32 * device_features_select_));
+    case VIRTIO_MMIO_QUEUE_NUM_MAX:
+      return queue_select_ < queues_.size() ? device_.queue_sizes()[queue_select_] : 0;
+    case VIRTIO_MMIO_QUEUE_READY:
+      return queue_select_ < queues_.size() && queues_[queue_select_].state().ready ? 1 : 0;
+    case VIRTIO_MMIO_STATUS:
+      return status_;
+    default:
+      CountIgnored();
+      return 0;
+  }
+}
+
+void VirtioMmio::Write(uint64_t offset, std::span<const uint8_t> data) {
+  uint32_t value;
+  // No device has a writable configuration space.
+  if (offset >= VIRTIO_MMIO_CONFIG || offset % sizeof value != 0 || data.size() != sizeof value) {
+    CountIgnored();
+    return;
+  }
+  std::memcpy(&value, data.data(), sizeof value);
+  WriteRegister(offset, value);
+}
+
+void VirtioMmio::WriteRegister(uint64_t offset, uint32_t value) {
+  switch (offset) {
+    case VIRTIO_MMIO_QUEUE_NOTIFY:
+      if (value < notifiers_.size()) {
+        notifiers_[value].Signal();
+      } else {
+        CountIgnored();
+      }
+      return;
+    case VIRTIO_MMIO_INTERRUPT_ACK:
+      interrupt_status_.fetch_and(~value, std::memory_order_acq_rel);
+      return;
+    default:
+      break;
+  }
+  std::lock_guard lock(mutex_);
+  switch (offset) {
+    case VIRTIO_MMIO_DEVICE_FEATURES_SEL:
+      device_features_select_ = value;
+      return;
+    case VIRTIO_MMIO_DRIVER_FEATURES_SEL:
+      driver_features_select_ = value;
+      return;
+    case VIRTIO_MMIO_DRIVER_FEATURES:
+      // Settled once FEATURES_OK is set (virtio 1.2 §3.1.1).
+      if (status_ & VIRTIO_CONFIG_S_FEATURES_OK) return CountIgnored();
+      if (driver_features_select_ == 0) {
+        SetLow(driver_features_, value);
+      } else if (driver_features_select_ == 1) {
+        SetHigh(driver_features_, value);
+      } else if (value != 0) {
+        CountIgnored();
+      }
+      return;
+    case VIRTIO_MMIO_QUEUE_SEL:
+      queue_select_ = value;
+      return;
+    case VIRTIO_MMIO_STATUS:
+      WriteStatus(value);
+      return;
+    default:
+      WriteQueueRegister(offset, value);
+      return;
+  }
+}
+
+void VirtioMmio::WriteQueueRegister(uint64_t offset, uint32_t value) {
+  // Queues are set up between FEATURES_OK and DRIVER_OK, once each.
+  constexpr uint32_t kSetUp = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+  if (queue_select_ >= queues_.size() || (status_ & kSetUp) != VIRTIO_CONFIG_S_FEATURES_OK) {
+    return CountIgnored();
+  }
+  QueueState& queue = queues_[queue_select_].state();
+  if (offset == VIRTIO_MMIO_QUEUE_READY) {
+    queue.ready = (value & 1) != 0;
+    return;
+  }
+  if (queue.ready) return CountIgnored();
+  switch (offset) {
+    case VIRTIO_MMIO_QUEUE_NUM:
+      // Zero is no valid size either: Activate refuses it.
+      queue.size = value <= device_.queue_sizes()[queue_select_] ? static_cast<uint16_t>(value) : 0;
+      return;
+    case VIRTIO_MMIO_QUEUE_DESC_LOW:
+      return SetLow(queue.descriptors.value, value);
+    case VIRTIO_MMIO_QUEUE_DESC_HIGH:
+      return SetHigh(queue.descriptors.value, value);
+    case VIRTIO_MMIO_QUEUE_AVAIL_LOW:
+      return SetLow(queue.available.value, value);
+    case VIRTIO_MMIO_QUEUE_AVAIL_HIGH:
+      return SetHigh(queue.available.value, value);
+    case VIRTIO_MMIO_QUEUE_USED_LOW:
+      return SetLow(queue.used.value, value);
+    case VIRTIO_MMIO_QUEUE_USED_HIGH:
+      return SetHigh(queue.used.value, value);
+    default:
+      return CountIgnored();
+  }
+}
+
+void VirtioMmio::WriteStatus(uint32_t value) {
+  if (value == 0) return Reset();
+  constexpr uint32_t kDriverBits = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER |
+                                   VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK |
+                                   VIRTIO_CONFIG_S_FAILED;
+  // A driver only adds bits (virtio 1.2 §2.1.1), in the order of the start-up
+  // sequence; what comes out of turn is not taken.
+  uint32_t added = value & kDriverBits & ~status_;
+  const auto refuse_without = [&](uint32_t bit, uint32_t condition) {
+    if ((added & bit) && ((status_ | added) & condition) != condition) {
+      added &= ~bit;
+      CountIgnored();
+    }
+  };
+  refuse_without(VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_ACKNOWLEDGE);
+  refuse_without(VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER);
+  if ((added & VIRTIO_CONFIG_S_FEATURES_OK) && !features_acceptable()) {
+    // The driver reads the bit back to learn that we refuse.
+    added &= ~uint32_t{VIRTIO_CONFIG_S_FEATURES_OK};
+  }
+  refuse_without(VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK);
+  status_ |= added;
+  if (added & VIRTIO_CONFIG_S_DRIVER_OK) Activate();
+}
+
+void VirtioMmio::Activate() {
+  const bool event_idx = (driver_features_ & Bit(VIRTIO_RING_F_EVENT_IDX)) != 0;
+  for (size_t i = 0; i < queues_.size(); ++i) {
+    if (!queues_[i].state().ready) continue;
+    if (!queues_[i].Enable(memory_, event_idx, device_.queue_sizes()[i])) return MarkNeedsReset();
+  }
+  // The device may have something to say, and a driver that filled its queues
+  // before this moment had no one to notify.
+  for (const EventFd& notifier : notifiers_) notifier.Signal();
+}
+
+void VirtioMmio::Reset() {
+  for (Virtqueue& queue : queues_) queue.Reset();
+  status_ = 0;
+  driver_features_ = 0;
+  device_features_select_ = 0;
+  driver_features_select_ = 0;
+  queue_select_ = 0;
+  interrupt_status_.store(0, std::memory_order_release);
+  // The device lives on the device thread: it hears of this there, before
+  // anything that the driver does next.
+  reset_pending_ = true;
+  if (!notifiers_.empty()) notifiers_.front().Signal();
+}
+
+void VirtioMmio::MarkNeedsReset() {
+  status_ |= VIRTIO_CONFIG_S_NEEDS_RESET;
+  needs_reset_count_.fetch_add(1, std::memory_order_relaxed);
+  Interrupt(VIRTIO_MMIO_INT_CONFIG);
+}
+
+void VirtioMmio::Interrupt(uint32_t cause) {
+  // The ring's contents were published before (see TakeInterrupt); the handler
+  // sees the cause before the interrupt.
+  interrupt_status_.fetch_or(cause, std::memory_order_release);
+  line_.Raise();
+}
+
+Turn VirtioMmio::HandleNotify(uint16_t queue) {
+  std::lock_guard lock(mutex_);
+  if (reset_pending_) {
+    reset_pending_ = false;
+    device_.HandleReset();
+  }
+  if (!running()) return Turn::kIdle;
+  const Turn turn = device_.ProcessQueue(queue);
+  FinishTurn();
+  if (turn == Turn::kMoreWork) notifiers_[queue].Signal();
+  return turn;
+}
+
+void VirtioMmio::FinishTurn() {
+  bool interrupt = false;
+  bool broken = false;
+  for (Virtqueue& queue : queues_) {
+    interrupt |= queue.TakeInterrupt();
+    broken |= queue.broken();
+  }
+  // One interrupt for all that the turn returned.
+  if (interrupt) Interrupt(VIRTIO_MMIO_INT_VRING);
+  if (broken) MarkNeedsReset();
+}
+
+}  // namespace forklet

@@ -1,0 +1,166 @@
+#include "devices/virtio/vsock.h"
+
+#include <linux/virtio_ids.h>
+
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+
+namespace forklet {
+
+namespace {
+
+// Rx, tx, event. A driver fills the whole rx queue at boot and keeps it full,
+// at 8 KiB of guest memory and some thousand guest instructions a buffer: 64
+// buffers are as many as the guest's own credit window can use.
+constexpr uint16_t kQueueSizes[] = {64, 64, 8};
+
+// Ports below are for services that the guest dials.
+constexpr uint32_t kFirstHostPort = 1024;
+constexpr uint32_t kAnyPort = 0xffffffff;  // VMADDR_PORT_ANY, no valid port
+
+}  // namespace
+
+VsockDevice::VsockDevice(const VsockConfig& config, VsockHost& host)
+    : config_(config), config_space_{.guest_cid = config.guest_cid}, host_(host) {}
+
+uint32_t VsockDevice::type() const { return VIRTIO_ID_VSOCK; }
+
+std::span<const uint16_t> VsockDevice::queue_sizes() const { return kQueueSizes; }
+
+void VsockDevice::ReadConfig(uint64_t offset, std::span<uint8_t> data) const {
+  std::fill(data.begin(), data.end(), uint8_t{0});
+  if (offset >= sizeof config_space_) return;
+  const size_t count = std::min<size_t>(data.size(), sizeof config_space_ - offset);
+  std::memcpy(data.data(), reinterpret_cast<const uint8_t*>(&config_space_) + offset, count);
+}
+
+Turn VsockDevice::ProcessQueue(uint16_t index) {
+  TurnBudget budget;
+  in_turn_ = true;
+  wake_pending_ = false;
+  Turn turn = Turn::kIdle;
+  if (index == kTxQueue) turn = ProcessTx(budget);
+  if (ProcessRx(budget) == Turn::kMoreWork) turn = Turn::kMoreWork;
+  in_turn_ = false;
+  return turn;
+}
+
+void VsockDevice::HandleReset() {
+  std::vector<ConnectionId> closed;
+  for (const auto& entry : connections_) closed.push_back(entry.first);
+  connections_.clear();
+  by_ports_.clear();
+  ready_.clear();
+  resets_.clear();
+  wake_pending_ = false;
+  for (ConnectionId id : closed) host_.OnClosed(id);
+}
+
+std::optional<ConnectionId> VsockDevice::Connect(uint32_t guest_port) {
+  if (connections_.size() >= config_.max_connections) return std::nullopt;
+  VsockConnection& connection = Add({AllocateHostPort(guest_port), guest_port});
+  connection.state().send_request = true;
+  Schedule(connection);
+  return connection.state().id;
+}
+
+bool VsockDevice::Send(ConnectionId id, std::vector<uint8_t> data) {
+  VsockConnection* connection = Find(id);
+  if (connection == nullptr || connection->state().shutdown_requested ||
+      (connection->state().peer_shutdown & VIRTIO_VSOCK_SHUTDOWN_RCV)) {
+    return false;
+  }
+  connection->Queue(std::move(data));
+  Schedule(*connection);
+  return true;
+}
+
+void VsockDevice::Consume(ConnectionId id, size_t bytes) {
+  VsockConnection* connection = Find(id);
+  if (connection == nullptr) return;
+  connection->Consume(bytes);
+  Schedule(*connection);
+}
+
+void VsockDevice::Shutdown(ConnectionId id) {
+  VsockConnection* connection = Find(id);
+  if (connection == nullptr || connection->state().shutdown_requested) return;
+  connection->state().shutdown_requested = true;
+  connection->state().send_shutdown = true;
+  Schedule(*connection);
+}
+
+void VsockDevice::Reset(ConnectionId id) {
+  VsockConnection* connection = Find(id);
+  if (connection == nullptr) return;
+  const VsockConnectionState& state = connection->state();
+  // A guest that has not heard of the connection need not hear of its end.
+  if (!state.send_request) ReplyReset(state.ports, VIRTIO_VSOCK_TYPE_STREAM);
+  Remove(*connection);
+}
+
+void VsockDevice::ResetOthers(ConnectionId keep) {
+  std::vector<ConnectionId> others;
+  for (const auto& entry : connections_) {
+    if (entry.first != keep) others.push_back(entry.first);
+  }
+  for (ConnectionId id : others) Reset(id);
+}
+
+VsockConnection* VsockDevice::Find(ConnectionId id) {
+  const auto found = connections_.find(id);
+  return found == connections_.end() ? nullptr : found->second.get();
+}
+
+VsockConnection* VsockDevice::Find(VsockPorts ports) {
+  const auto found = by_ports_.find(ports.key());
+  return found == by_ports_.end() ? nullptr : Find(found->second);
+}
+
+VsockConnection& VsockDevice::Add(VsockPorts ports) {
+  const ConnectionId id{next_id_++};
+  by_ports_[ports.key()] = id;
+  auto& slot = connections_[id];
+  slot = std::make_unique<VsockConnection>(id, ports, config_.buffer_bytes);
+  return *slot;
+}
+
+void VsockDevice::Remove(VsockConnection& connection) {
+  const ConnectionId id = connection.state().id;
+  if (connection.in_ready_list) std::erase(ready_, id);
+  by_ports_.erase(connection.state().ports.key());
+  connections_.erase(id);
+}
+
+void VsockDevice::Close(VsockConnection& connection) {
+  const ConnectionId id = connection.state().id;
+  Remove(connection);
+  host_.OnClosed(id);
+}
+
+uint32_t VsockDevice::AllocateHostPort(uint32_t guest_port) {
+  // Ends: there are far fewer connections than ports.
+  for (;;) {
+    const uint32_t port = next_host_port_++;
+    if (next_host_port_ == kAnyPort) next_host_port_ = kFirstHostPort;
+    if (Find(VsockPorts{port, guest_port}) == nullptr) return port;
+  }
+}
+
+void VsockDevice::Schedule(VsockConnection& connection) {
+  // One that is in line already is either about to be served or waits for
+  // buffers, of which the driver will notify us.
+  if (connection.in_ready_list || !connection.has_packet()) return;
+  connection.in_ready_list = true;
+  ready_.push_back(connection.state().id);
+  WakeRx();
+}
+
+void VsockDevice::WakeRx() {
+  if (in_turn_ || wake_pending_) return;
+  wake_pending_ = true;
+  notifiers_[kRxQueue].Signal();
+}
+
+}  // namespace forklet
