@@ -1,4 +1,5 @@
 import { defineConfig } from 'vitest/config';
+import { SkipReporter } from './test/skip-reporter.js';
 
 // No retries anywhere: a test that fails once has failed. Pool `forks`, so that a crash in the
 // addon costs one file and not the run.
@@ -18,8 +19,15 @@ const kvm = {
   teardownTimeout: 30_000,
 } as const;
 
+const jsonFile = process.env['FORKLET_TEST_JSON'];
+
 export default defineConfig({
   test: {
+    reporters: [
+      'default',
+      new SkipReporter(),
+      ...(jsonFile ? [['json', { outputFile: jsonFile }] as ['json', { outputFile: string }]] : []),
+    ],
     projects: [
       {
         test: {
