@@ -136,9 +136,9 @@ enum fk_exec_stage {
 };
 
 enum fk_file_op {
-  FK_FILE_READ = 1,    /* PATH, RANGE?, OUTPUT_LIMIT?: contents on FK_OUTPUT, then FK_END, FK_REPLY */
-  FK_FILE_WRITE = 2,   /* PATH, MODE?, FLAGS?: contents on FK_INPUT up to FK_END, then FK_REPLY */
-  FK_FILE_STAT = 3,    /* PATH, FLAGS?: FK_REPLY with STAT */
+  FK_FILE_READ = 1,  /* PATH, RANGE?, OUTPUT_LIMIT?: contents on FK_OUTPUT, then FK_END, FK_REPLY */
+  FK_FILE_WRITE = 2, /* PATH, MODE?, FLAGS?: contents on FK_INPUT up to FK_END, then FK_REPLY */
+  FK_FILE_STAT = 3,  /* PATH, FLAGS?: FK_REPLY with STAT */
   FK_FILE_READDIR = 4, /* PATH, OUTPUT_LIMIT?: struct fk_dirent + name, packed, on FK_OUTPUT */
   FK_FILE_MKDIR = 5,   /* PATH, MODE?, FLAGS? (RECURSIVE) */
   FK_FILE_REMOVE = 6,  /* PATH, FLAGS? (RECURSIVE, FORCE): node's fs.rm */

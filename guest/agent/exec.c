@@ -1,0 +1,389 @@
+#include "exec.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "connection.h"
+#include "operation.h"
+#include "process_group.h"
+#include "protocol.h"
+#include "records.h"
+#include "spawn.h"
+#include "stream.h"
+
+enum {
+  REAPED_PER_TURN = 64,
+  // Between looks at a group that is being killed; doubles from the first to the second.
+  FIRST_LOOK_MS = 10,
+  LAST_LOOK_MS = 320,
+  // A group that SIGKILL has not removed by then never goes (a task stuck in the kernel).
+  KILL_DEADLINE_MS = 30000,
+};
+
+static const char default_path[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+struct exec {
+  struct operation operation;
+  struct outlet output, error;
+  struct inlet input;
+  struct process_group group;
+  struct exec *next, **link; /* in `execs`, until the reply */
+  bool exited;               /* the leader has been reaped */
+  int status_code, status;   /* siginfo of the leader */
+  int cancelled;             /* errno for the reply, or 0 */
+  uint64_t cancelled_ms;
+};
+
+// Commands that have not been answered.
+static struct exec* execs;
+
+// When to look at cancelled groups again, 0: no need to; and after what pause.
+static uint64_t look_at_ms;
+static uint64_t look_pause_ms;
+
+static void list_exec(struct exec* exec) {
+  exec->next = execs;
+  exec->link = &execs;
+  if (execs) execs->link = &exec->next;
+  execs = exec;
+}
+
+static void unlist_exec(struct exec* exec) {
+  *exec->link = exec->next;
+  if (exec->next) exec->next->link = exec->link;
+}
+
+static void reply(struct exec* exec, int error) {
+  uint8_t payload[32];
+  uint8_t* end = payload;
+  if (exec->exited) {
+    const uint16_t tag = exec->status_code == CLD_EXITED ? FK_TAG_EXIT_CODE : FK_TAG_SIGNAL;
+    end = record_put_u32(end, tag, (uint32_t)exec->status);
+  }
+  const struct fk_header header = {.payload_bytes = (uint32_t)(end - payload),
+                                   .type = FK_REPLY,
+                                   .id = exec->operation.id,
+                                   .value = (uint32_t)error};
+  connection_send(&header, payload);
+  unlist_exec(exec);
+  operation_unlist(&exec->operation);
+  inlet_close(&exec->input);
+  process_group_release(&exec->group);
+  // Whatever still holds the other end goes on undisturbed: neither SIGPIPE nor a full pipe.
+  outlet_discard(&exec->output);
+  outlet_discard(&exec->error);
+  if (exec->output.fd < 0 && exec->error.fd < 0) operation_finish(&exec->operation);
+}
+
+// After the reply: only what late writers send is left to do.
+static void discard(struct exec* exec) {
+  outlet_discard(&exec->output);
+  outlet_discard(&exec->error);
+  if (exec->output.fd < 0 && exec->error.fd < 0) operation_finish(&exec->operation);
+}
+
+static bool has_ended(struct outlet* outlet) {
+  const enum progress progress = outlet_pump(outlet);
+  if (progress == PROGRESS_AGAIN) operation_schedule(outlet->owner);
+  if (progress == PROGRESS_FAILED) {
+    outlet->hangup = true;
+    outlet->remaining = 0;
+    operation_schedule(outlet->owner);
+  }
+  return progress == PROGRESS_ENDED;
+}
+
+static void exec_run(struct operation* operation) {
+  struct exec* exec = (struct exec*)operation;
+  if (!operation->listed) {
+    discard(exec);
+    return;
+  }
+  // A command that does not read its input is not an error: inlet_pump has dropped the rest.
+  (void)inlet_pump(&exec->input);
+  const bool output_ended = has_ended(&exec->output);
+  const bool error_ended = has_ended(&exec->error);
+  if (!exec->exited || exec->cancelled || !output_ended || !error_ended) return;
+  if (connection_room() < CONNECTION_REPLY_ROOM) {
+    operation_schedule(operation);
+    return;
+  }
+  reply(exec, 0);
+}
+
+static void exec_input(struct operation* operation, uint64_t offset, const uint8_t* bytes,
+                       size_t count, bool end) {
+  struct exec* exec = (struct exec*)operation;
+  const int error = inlet_input(&exec->input, offset, bytes, count, end);
+  if (error == EPROTO || error == ENOMEM) operation->type->cancel(operation, error);
+}
+
+static void exec_window(struct operation* operation, uint16_t stream, uint64_t limit) {
+  struct exec* exec = (struct exec*)operation;
+  if (stream == FK_OUTPUT) outlet_window(&exec->output, limit);
+  if (stream == FK_ERROR) outlet_window(&exec->error, limit);
+}
+
+static void exec_signal(struct operation* operation, uint32_t number) {
+  struct exec* exec = (struct exec*)operation;
+  if (number >= 1 && number <= 64) process_group_signal(&exec->group, (int)number);
+}
+
+static void exec_cancel(struct operation* operation, int error) {
+  struct exec* exec = (struct exec*)operation;
+  if (exec->cancelled) return;
+  exec->cancelled = error;
+  exec->cancelled_ms = loop_now_ms();
+  inlet_close(&exec->input);
+  process_group_signal(&exec->group, SIGKILL);
+  look_pause_ms = FIRST_LOOK_MS;
+  look_at_ms = exec->cancelled_ms + look_pause_ms;
+}
+
+static const struct operation_type exec_type = {
+    .run = exec_run,
+    .cancel = exec_cancel,
+    .input = exec_input,
+    .window = exec_window,
+    .signal = exec_signal,
+};
+
+// True when the reply is out.
+static bool finish_cancelled(struct exec* exec, uint64_t now, bool thorough) {
+  if (!exec->exited || !process_group_kill(&exec->group, thorough)) {
+    if (now - exec->cancelled_ms < KILL_DEADLINE_MS) return false;
+    exec->cancelled = ETIMEDOUT;
+  }
+  // What has arrived is delivered as far as the windows allow; then the streams end.
+  outlet_end_with_present(&exec->output);
+  outlet_end_with_present(&exec->error);
+  enum progress progress;
+  do {
+    progress = outlet_pump(&exec->output);
+    if (progress != PROGRESS_AGAIN) progress = outlet_pump(&exec->error);
+    if (progress == PROGRESS_AGAIN && !operations_can_send()) return false;
+  } while (progress == PROGRESS_AGAIN);
+  if (connection_room() < CONNECTION_REPLY_ROOM) return false;
+  if (exec->output.fd >= 0) outlet_end_now(&exec->output);
+  if (exec->error.fd >= 0) outlet_end_now(&exec->error);
+  reply(exec, exec->cancelled);
+  return true;
+}
+
+void exec_check_cancelled(void) {
+  if (look_at_ms == 0) return;
+  const uint64_t now = loop_now_ms();
+  const bool due = now >= look_at_ms;
+  const bool thorough = due && look_pause_ms == LAST_LOOK_MS;
+  bool waiting = false;
+  struct exec* next;
+  for (struct exec* exec = execs; exec; exec = next) {
+    next = exec->next;
+    if (exec->cancelled && !finish_cancelled(exec, now, thorough)) waiting = true;
+  }
+  if (!waiting) {
+    look_at_ms = 0;
+  } else if (due) {
+    look_pause_ms = look_pause_ms * 2 > LAST_LOOK_MS ? LAST_LOOK_MS : look_pause_ms * 2;
+    look_at_ms = now + look_pause_ms;
+  }
+}
+
+int exec_wait_ms(void) {
+  if (look_at_ms == 0) return -1;
+  const uint64_t now = loop_now_ms();
+  return look_at_ms > now ? (int)(look_at_ms - now) : 0;
+}
+
+void exec_kill_all(void) {
+  for (struct exec* exec = execs; exec; exec = exec->next) {
+    process_group_signal(&exec->group, SIGKILL);
+  }
+}
+
+static void leader_exited(struct exec* exec, const siginfo_t* info) {
+  exec->exited = true;
+  exec->status_code = info->si_code;
+  exec->status = info->si_status;
+  inlet_close(&exec->input);
+  outlet_end_with_present(&exec->output);
+  outlet_end_with_present(&exec->error);
+  // While the leader is a zombie its pid cannot be reused: hold on to the group now if the
+  // operation outlives it.
+  if (operations_can_send()) exec_run(&exec->operation);
+  if (exec->operation.listed) {
+    process_group_hold(&exec->group);
+    operation_schedule(&exec->operation);
+  }
+}
+
+bool exec_reap(void) {
+  for (int i = 0; i < REAPED_PER_TURN; i++) {
+    siginfo_t info = {0};
+    if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid == 0) return false;
+    for (struct exec* exec = execs; exec; exec = exec->next) {
+      if (exec->group.leader != info.si_pid || exec->exited) continue;
+      leader_exited(exec, &info);
+      break;
+    }
+    siginfo_t reaped;
+    waitid(P_PID, (id_t)info.si_pid, &reaped, WEXITED | WNOHANG);
+  }
+  return true;
+}
+
+struct exec_options {
+  char** vector; /* spare, arguments, NULL, environment, NULL */
+  char** argv;
+  char** envp;
+  const char* cwd;
+  const char* path;
+  uint64_t output_limit, error_limit;
+  uint32_t flags;
+};
+
+// Counts arguments and variables. False when the records are malformed.
+static bool count_strings(uint8_t* payload, size_t bytes, size_t* args, size_t* variables) {
+  struct record_reader reader = {payload, payload + bytes};
+  struct record record;
+  bool malformed;
+  *args = *variables = 0;
+  while (record_next(&reader, &record, &malformed)) {
+    if (record.tag == FK_TAG_ARG) ++*args;
+    if (record.tag == FK_TAG_ENV) ++*variables;
+  }
+  return !malformed;
+}
+
+static bool take_record(struct exec_options* options, const struct record* record, char*** arg,
+                        char*** variable) {
+  switch (record->tag) {
+    case FK_TAG_ARG:
+      return (*(*arg)++ = record_string(record)) != NULL;
+    case FK_TAG_ENV: {
+      char* text = record_string(record);
+      *(*variable)++ = text;
+      if (text && strncmp(text, "PATH=", 5) == 0) options->path = text + 5;
+      return text != NULL;
+    }
+    case FK_TAG_CWD:
+      return (options->cwd = record_string(record)) != NULL;
+    case FK_TAG_OUTPUT_LIMIT:
+      return record_u64(record, &options->output_limit);
+    case FK_TAG_ERROR_LIMIT:
+      return record_u64(record, &options->error_limit);
+    case FK_TAG_FLAGS:
+      return record_u32(record, &options->flags);
+    default:
+      return false;
+  }
+}
+
+// Returns 0 or an errno. `options->vector` is to be freed in any case.
+static int parse(struct exec_options* options, uint8_t* payload, size_t bytes) {
+  size_t args;
+  size_t variables;
+  if (!count_strings(payload, bytes, &args, &variables) || args == 0) return EPROTO;
+  options->vector = calloc(args + variables + 3, sizeof(char*));
+  if (!options->vector) return ENOMEM;
+  options->argv = options->vector + 1;
+  options->envp = options->argv + args + 1;
+  options->path = default_path;
+  char** arg = options->argv;
+  char** variable = options->envp;
+  struct record_reader reader = {payload, payload + bytes};
+  struct record record;
+  bool malformed;
+  while (record_next(&reader, &record, &malformed)) {
+    if (!take_record(options, &record, &arg, &variable)) return EPROTO;
+  }
+  return 0;
+}
+
+// Makes a pipe for the child's descriptor `child_fd`. Returns the agent's end, or -1.
+static int make_pipe(struct spawn* request, int child_fd) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) < 0) return -1;
+  const int ours = child_fd == STDIN_FILENO ? ends[1] : ends[0];
+  request->fds[child_fd] = child_fd == STDIN_FILENO ? ends[0] : ends[1];
+  fcntl(ours, F_SETFL, O_NONBLOCK);
+  return ours;
+}
+
+static int start(struct exec* exec, const struct exec_options* options, struct spawn* request) {
+  static const uint32_t flags[3] = {FK_EXEC_STDIN, FK_EXEC_STDOUT, FK_EXEC_STDERR};
+  int ours[3] = {-1, -1, -1};
+  pid_t pid = -1;
+  for (int fd = 0; fd < 3; fd++) {
+    if (!(options->flags & flags[fd])) continue;
+    ours[fd] = make_pipe(request, fd);
+    if (ours[fd] < 0) {
+      request->error = errno;
+      goto out;
+    }
+  }
+  pid = spawn(request);
+out:
+  for (int fd = 0; fd < 3; fd++) {
+    if (request->fds[fd] >= 0) close(request->fds[fd]);
+    if (pid < 0 && ours[fd] >= 0) close(ours[fd]);
+  }
+  if (pid < 0) return request->error;
+  exec->group.leader = pid;
+  inlet_open(&exec->input, &exec->operation, ours[0], FK_INPUT_WINDOW);
+  int error = 0;
+  if (ours[1] >= 0) error = outlet_open(&exec->output, &exec->operation, ours[1], FK_OUTPUT, true);
+  if (ours[2] >= 0) {
+    const int more = outlet_open(&exec->error, &exec->operation, ours[2], FK_ERROR, true);
+    if (more != 0) error = more;
+  }
+  exec->output.limit = options->output_limit;
+  exec->error.limit = options->error_limit;
+  // Without an entry in the loop its output would not be seen: the command must not go on.
+  if (error != 0) exec_cancel(&exec->operation, error);
+  return 0;
+}
+
+static void reply_failed(uint32_t id, int error, int stage) {
+  uint8_t payload[16];
+  const uint8_t* end = record_put_u32(payload, FK_TAG_STAGE, (uint32_t)stage);
+  const struct fk_header header = {.payload_bytes = (uint32_t)(end - payload),
+                                   .type = FK_REPLY,
+                                   .id = id,
+                                   .value = (uint32_t)error};
+  connection_send(&header, payload);
+}
+
+void exec_request(uint32_t id, uint8_t* payload, size_t bytes) {
+  struct exec_options options = {0};
+  int error = parse(&options, payload, bytes);
+  struct exec* exec = error == 0 ? operation_new(&exec_type, id, sizeof(*exec)) : NULL;
+  if (error == EPROTO) {
+    connection_reply(id, EPROTO);
+  } else if (!exec) {
+    reply_failed(id, ENOMEM, FK_STAGE_SETUP);
+  } else {
+    exec->output.fd = exec->error.fd = exec->input.fd = exec->group.held = -1;
+    exec->output.owner = exec->error.owner = &exec->operation;
+    struct spawn request = {.argv = options.argv,
+                            .envp = options.envp,
+                            .cwd = options.cwd,
+                            .path = options.path,
+                            .fds = {-1, -1, -1},
+                            .stage = FK_STAGE_SETUP};
+    error = start(exec, &options, &request);
+    if (error != 0) {
+      operation_finish(&exec->operation);
+      reply_failed(id, error, request.stage);
+    } else {
+      list_exec(exec);
+      connection_started(id, exec->group.leader, (options.flags & FK_EXEC_LAZY_START) != 0);
+    }
+  }
+  free(options.vector);
+}

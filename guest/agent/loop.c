@@ -1,0 +1,83 @@
+#include "loop.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "connection.h"
+#include "exec.h"
+#include "operation.h"
+
+enum { EVENTS_PER_TURN = 64 };
+
+static int epoll_fd = -1;
+static int child_fd = -1;
+static bool children_changed;
+
+static void child_ready(struct watch* watch, uint32_t events) {
+  (void)watch;
+  (void)events;
+  struct signalfd_siginfo info;
+  // One read suffices: SIGCHLD is not queued, and exec_reap() asks the kernel who it was.
+  if (read(child_fd, &info, sizeof(info)) > 0) children_changed = true;
+}
+
+static struct watch child_watch = {child_ready};
+
+int loop_create(void) {
+  // With everything blocked, SIGPIPE included, a spawned child needs one system call to
+  // restore the mask, and no disposition has to be touched at all.
+  sigset_t all;
+  sigfillset(&all);
+  if (sigprocmask(SIG_SETMASK, &all, NULL) < 0) return errno;
+  epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+  if (epoll_fd < 0) return errno;
+  sigset_t child;
+  sigemptyset(&child);
+  sigaddset(&child, SIGCHLD);
+  child_fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+  if (child_fd < 0) return errno;
+  return loop_add(child_fd, EPOLLIN, &child_watch);
+}
+
+int loop_add(int fd, uint32_t events, struct watch* watch) {
+  struct epoll_event event = {.events = events, .data.ptr = watch};
+  return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? errno : 0;
+}
+
+int loop_modify(int fd, uint32_t events, struct watch* watch) {
+  struct epoll_event event = {.events = events, .data.ptr = watch};
+  return epoll_ctl(epoll_fd, EPOLL_CTL_MOD, fd, &event) < 0 ? errno : 0;
+}
+
+uint64_t loop_now_ms(void) {
+  struct timespec now = {0};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static int wait_ms(void) {
+  if (children_changed || operations_runnable() || connection_has_work()) return 0;
+  return exec_wait_ms();
+}
+
+void loop_run(void) {
+  struct epoll_event events[EVENTS_PER_TURN];
+  while (connection_is_open()) {
+    const int count = epoll_wait(epoll_fd, events, EVENTS_PER_TURN, wait_ms());
+    for (int i = 0; i < count; i++) {
+      struct watch* watch = events[i].data.ptr;
+      watch->ready(watch, events[i].events);
+    }
+    connection_parse();
+    // After the pipes' events: a command whose pipes and exit arrive together is answered at once.
+    if (children_changed) children_changed = exec_reap();
+    exec_check_cancelled();
+    operations_run();
+    connection_flush();
+    operations_free_finished();
+  }
+}

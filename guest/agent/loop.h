@@ -1,0 +1,26 @@
+/* The one event loop of the agent: epoll, single-threaded, nothing blocks. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* What epoll reports to. Embedded in the object that owns the descriptor;
+   the object stays allocated until the end of the loop turn in which the
+   descriptor was closed. */
+struct watch {
+  void (*ready)(struct watch* watch, uint32_t events);
+};
+
+/* Creates the epoll descriptor and the one for SIGCHLD, and blocks every
+   signal. Returns 0 or an errno. */
+int loop_create(void);
+
+/* Return 0 or an errno. */
+int loop_add(int fd, uint32_t events, struct watch* watch);
+int loop_modify(int fd, uint32_t events, struct watch* watch);
+
+/* Runs until the control connection is over. */
+void loop_run(void);
+
+/* CLOCK_MONOTONIC, in milliseconds. */
+uint64_t loop_now_ms(void);

@@ -1,0 +1,105 @@
+#include "spawn.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "protocol.h"
+
+// The child runs in the agent's memory, on a stack of its own, while the agent is suspended. It
+// must not be instrumented: sanitizers do not expect a second thread of control.
+#define IN_CHILD __attribute__((no_sanitize("address", "undefined")))
+
+enum { CHILD_STACK_BYTES = 32 * 1024 };
+static _Alignas(64) char child_stack[CHILD_STACK_BYTES];
+
+// Returns only on failure.
+IN_CHILD static void execute(struct spawn* request, char* file) {
+  execve(file, request->argv, request->envp);
+  if (errno != ENOEXEC) return;
+  // A script without #!: what execvp does.
+  char* program = request->argv[0];
+  request->argv[-1] = "/bin/sh";
+  request->argv[0] = file;
+  execve("/bin/sh", request->argv - 1, request->envp);
+  request->argv[0] = program;
+}
+
+// Tries each directory of the path, and returns the most telling errno.
+IN_CHILD static int execute_on_path(struct spawn* request) {
+  char* name = request->argv[0];
+  const size_t name_length = strlen(name);
+  if (name_length == 0) return ENOENT;
+  if (strchr(name, '/')) {
+    execute(request, name);
+    return errno;
+  }
+  char candidate[PATH_MAX];
+  bool denied = false;
+  const char* directory = request->path;
+  for (;;) {
+    const char* end = strchrnul(directory, ':');
+    const size_t length = (size_t)(end - directory);
+    // An empty directory is the current one.
+    if (length + 1 + name_length < sizeof(candidate)) {
+      char* at = candidate;
+      if (length > 0) {
+        memcpy(at, directory, length);
+        at += length;
+        *at++ = '/';
+      }
+      memcpy(at, name, name_length + 1);
+      execute(request, candidate);
+      if (errno == EACCES) {
+        denied = true;
+      } else if (errno != ENOENT && errno != ENOTDIR && errno != ENAMETOOLONG) {
+        return errno;
+      }
+    }
+    if (*end == 0) return denied ? EACCES : ENOENT;
+    directory = end + 1;
+  }
+}
+
+IN_CHILD static int child(void* argument) {
+  struct spawn* request = argument;
+  setsid();
+  request->stage = FK_STAGE_SETUP;
+  for (int fd = 0; fd < 3; fd++) {
+    if (request->fds[fd] >= 0 && dup2(request->fds[fd], fd) < 0) goto failed;
+  }
+  request->stage = FK_STAGE_CWD;
+  if (request->cwd && chdir(request->cwd) < 0) goto failed;
+  // No disposition needs restoring: the agent has no handler and ignores nothing.
+  request->stage = FK_STAGE_EXECUTE;
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, NULL);
+  request->error = execute_on_path(request);
+  _exit(127);
+failed:
+  request->error = errno;
+  _exit(127);
+}
+
+pid_t spawn(struct spawn* request) {
+  request->error = 0;
+  const pid_t pid =
+      clone(child, child_stack + CHILD_STACK_BYTES, CLONE_VM | CLONE_VFORK | SIGCHLD, request);
+  if (pid < 0) {
+    request->stage = FK_STAGE_SETUP;
+    request->error = errno;
+    return -1;
+  }
+  if (request->error == 0) return pid;
+  siginfo_t info;
+  while (waitid(P_PID, (id_t)pid, &info, WEXITED) < 0 && errno == EINTR) {
+  }
+  return -1;
+}

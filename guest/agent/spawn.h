@@ -1,0 +1,23 @@
+/* Starts a program with as few system calls as possible. */
+#pragma once
+
+#include <sys/types.h>
+
+struct spawn {
+  /* NULL-terminated; argv[-1] is spare, for a script that needs /bin/sh. */
+  char** argv;
+  char** envp;
+  const char* cwd;
+  /* Where argv[0] is looked up when it has no slash. */
+  const char* path;
+  /* For stdin, stdout and stderr; -1 leaves the agent's, which is /dev/null. */
+  int fds[3];
+
+  /* Where and why it failed. */
+  int stage; /* enum fk_exec_stage */
+  int error; /* errno */
+};
+
+/* Returns the pid of the new session and process group leader, or -1 with
+   `stage` and `error` set. */
+pid_t spawn(struct spawn* request);

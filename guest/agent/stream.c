@@ -1,0 +1,267 @@
+#include "stream.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "connection.h"
+#include "protocol.h"
+
+static void outlet_ready(struct watch* watch, uint32_t events) {
+  struct outlet* outlet = (struct outlet*)watch;  // `watch` is the first member.
+  if (outlet->fd < 0) return;
+  if (events & EPOLLIN) outlet->readable = true;
+  if (events & (EPOLLHUP | EPOLLERR)) outlet->hangup = true;
+  operation_schedule(outlet->owner);
+}
+
+static int outlet_watch(struct outlet* outlet) {
+  if (outlet->watched) return 0;
+  // Edge-triggered: a stream whose window is shut stays readable without waking the loop.
+  const int error = loop_add(outlet->fd, EPOLLIN | EPOLLET, &outlet->watch);
+  outlet->watched = error == 0;
+  return error;
+}
+
+int outlet_open(struct outlet* outlet, struct operation* owner, int fd, uint16_t stream,
+                bool pipe) {
+  outlet->watch.ready = outlet_ready;
+  outlet->owner = owner;
+  outlet->fd = fd;
+  outlet->stream = stream;
+  outlet->pipe = pipe;
+  outlet->readable = !pipe;
+  outlet->remaining = UINT64_MAX;
+  return pipe ? outlet_watch(outlet) : 0;
+}
+
+void outlet_close(struct outlet* outlet) {
+  if (outlet->fd >= 0) close(outlet->fd);
+  outlet->fd = -1;
+}
+
+static size_t bytes_in_pipe(int fd) {
+  int count = 0;
+  return ioctl(fd, FIONREAD, &count) == 0 && count > 0 ? (size_t)count : 0;
+}
+
+static bool is_exhausted(const struct outlet* outlet) {
+  if (outlet->pipe) return outlet->hangup && bytes_in_pipe(outlet->fd) == 0;
+  uint8_t next;
+  const off_t at = lseek(outlet->fd, 0, SEEK_CUR);
+  return at >= 0 && pread(outlet->fd, &next, 1, at) == 0;
+}
+
+void outlet_end_now(struct outlet* outlet) {
+  if (outlet->ended) return;
+  const struct fk_header header = {
+      .type = FK_END, .stream = outlet->stream, .id = outlet->owner->id, .offset = outlet->sent};
+  connection_send(&header, NULL);
+  outlet->ended = true;
+  if (outlet->hangup || !outlet->pipe) outlet_close(outlet);
+}
+
+static enum progress end_when_room(struct outlet* outlet) {
+  if (connection_room() < CONNECTION_REPLY_ROOM) return PROGRESS_AGAIN;
+  outlet_end_now(outlet);
+  return PROGRESS_ENDED;
+}
+
+enum progress outlet_pump(struct outlet* outlet) {
+  if (outlet->fd < 0 || outlet->ended) return PROGRESS_ENDED;
+  if (outlet->remaining == 0) return end_when_room(outlet);
+  if (!outlet->readable) return outlet->hangup ? end_when_room(outlet) : PROGRESS_WAIT;
+  uint64_t allowed = outlet->limit - outlet->sent;
+  if (allowed == 0) {
+    // What has no more bytes has ended, whatever its window.
+    return is_exhausted(outlet) ? end_when_room(outlet) : PROGRESS_WAIT;
+  }
+  if (allowed > outlet->remaining) allowed = outlet->remaining;
+
+  size_t room;
+  uint8_t* at = connection_data_begin(&room);
+  if (room == 0) return PROGRESS_AGAIN;
+  if (room > allowed) room = (size_t)allowed;
+  const ssize_t count = read(outlet->fd, at, room);
+  if (count < 0 && errno == EINTR) return PROGRESS_AGAIN;
+  if (count < 0 && errno != EAGAIN) return PROGRESS_FAILED;
+  if (count < 0) {
+    outlet->readable = false;
+    if (outlet->hangup) return end_when_room(outlet);
+    errno = outlet_watch(outlet);
+    return errno == 0 ? PROGRESS_WAIT : PROGRESS_FAILED;
+  }
+  if (count == 0) {
+    outlet->hangup = true;
+    return end_when_room(outlet);
+  }
+  const struct fk_header header = {.payload_bytes = (uint32_t)count,
+                                   .type = FK_DATA,
+                                   .stream = outlet->stream,
+                                   .id = outlet->owner->id,
+                                   .offset = outlet->sent};
+  connection_data_commit(&header);
+  outlet->sent += (uint64_t)count;
+  if (outlet->remaining != UINT64_MAX) outlet->remaining -= (uint64_t)count;
+  if (outlet->remaining == 0) return end_when_room(outlet);
+  // A pipe gives all that it has, so a short read has emptied it: the read that would only say so
+  // is saved, and an edge announces what comes later.
+  if (outlet->pipe && (size_t)count < room) {
+    outlet->readable = false;
+    return outlet->hangup ? end_when_room(outlet) : PROGRESS_WAIT;
+  }
+  return PROGRESS_AGAIN;
+}
+
+void outlet_window(struct outlet* outlet, uint64_t limit) {
+  if (limit <= outlet->limit) return;
+  outlet->limit = limit;
+  operation_schedule(outlet->owner);
+}
+
+void outlet_end_with_present(struct outlet* outlet) {
+  if (outlet->fd < 0 || outlet->ended || outlet->hangup || outlet->remaining != UINT64_MAX) return;
+  outlet->remaining = bytes_in_pipe(outlet->fd);
+  outlet->readable = true;
+}
+
+void outlet_discard(struct outlet* outlet) {
+  if (outlet->fd < 0) return;
+  static uint8_t sink[FK_MAX_PAYLOAD];
+  const ssize_t count = read(outlet->fd, sink, sizeof(sink));
+  if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR)) {
+    outlet_close(outlet);
+  } else if (count == (ssize_t)sizeof(sink)) {
+    operation_schedule(outlet->owner);
+  } else if (outlet->hangup) {
+    outlet_close(outlet);
+  }
+}
+
+static void inlet_ready(struct watch* watch, uint32_t events) {
+  (void)events;
+  struct inlet* inlet = (struct inlet*)watch;  // `watch` is the first member.
+  if (inlet->fd >= 0) operation_schedule(inlet->owner);
+}
+
+void inlet_open(struct inlet* inlet, struct operation* owner, int fd, uint32_t window) {
+  inlet->watch.ready = inlet_ready;
+  inlet->owner = owner;
+  inlet->fd = fd;
+  inlet->window = window;
+  inlet->granted = window;
+}
+
+// Held by all inlets together, in bytes. The limit keeps stalled readers from filling a guest's
+// memory with the input that they do not take.
+enum { HELD_LIMIT = 16 * 1024 * 1024, HELD_MINIMUM = 4096 };
+static size_t held_total;
+
+void inlet_close(struct inlet* inlet) {
+  if (inlet->fd >= 0) close(inlet->fd);
+  inlet->fd = -1;
+  free(inlet->held);
+  held_total -= inlet->held_size;
+  inlet->held = NULL;
+  inlet->held_begin = inlet->held_end = inlet->held_size = 0;
+}
+
+bool inlet_is_done(const struct inlet* inlet) {
+  return inlet->end && inlet->held_begin == inlet->held_end;
+}
+
+// Grants what has been written, in steps of half a window, so that grants are few.
+static void grant(struct inlet* inlet) {
+  const uint64_t written = inlet->received - (inlet->held_end - inlet->held_begin);
+  const uint64_t limit = written + inlet->window;
+  if (inlet->end || limit - inlet->granted < inlet->window / 2) return;
+  if (connection_room() < CONNECTION_REPLY_ROOM) {
+    operation_schedule(inlet->owner);
+    return;
+  }
+  inlet->granted = limit;
+  const struct fk_header header = {
+      .type = FK_WINDOW, .stream = FK_INPUT, .id = inlet->owner->id, .offset = limit};
+  connection_send(&header, NULL);
+}
+
+// Writes what the descriptor takes now. Returns 0 or an errno; 0 with less than `count` in
+// `*written` means that it takes no more for the moment.
+static int write_some(int fd, const uint8_t* bytes, size_t count, size_t* written) {
+  *written = 0;
+  while (*written < count) {
+    const ssize_t n = write(fd, bytes + *written, count - *written);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno == EAGAIN ? 0 : errno;
+    *written += (size_t)n;
+  }
+  return 0;
+}
+
+static int reserve_held(struct inlet* inlet, size_t bytes) {
+  uint32_t size = inlet->held_size ? inlet->held_size : HELD_MINIMUM;
+  while (size < bytes) size *= 2;
+  if (size == inlet->held_size) return 0;
+  const uint32_t more = size - inlet->held_size;
+  uint8_t* held = more > HELD_LIMIT - held_total ? NULL : realloc(inlet->held, size);
+  if (!held) return ENOMEM;
+  held_total += more;
+  inlet->held = held;
+  inlet->held_size = size;
+  return 0;
+}
+
+// Keeps what the descriptor did not take: never more than a window.
+static int hold(struct inlet* inlet, const uint8_t* bytes, size_t count) {
+  const uint32_t length = inlet->held_end - inlet->held_begin;
+  const int error = reserve_held(inlet, length + count);
+  if (error != 0) return error;
+  if (inlet->held_begin > 0) memmove(inlet->held, inlet->held + inlet->held_begin, length);
+  memcpy(inlet->held + length, bytes, count);
+  inlet->held_begin = 0;
+  inlet->held_end = length + (uint32_t)count;
+  if (inlet->watched) return 0;
+  inlet->watched = true;
+  return loop_add(inlet->fd, EPOLLOUT | EPOLLET, &inlet->watch);
+}
+
+static void close_when_done(struct inlet* inlet) {
+  if (inlet_is_done(inlet)) inlet_close(inlet);
+}
+
+int inlet_input(struct inlet* inlet, uint64_t offset, const uint8_t* bytes, size_t count,
+                bool end) {
+  if (inlet->end || offset != inlet->received || count > inlet->granted - inlet->received) {
+    return EPROTO;
+  }
+  if (end != (count == 0)) return EPROTO;
+  inlet->end = end;
+  inlet->received += count;
+  int error = 0;
+  if (inlet->fd >= 0 && !end) {
+    size_t written = 0;
+    if (inlet->held_begin == inlet->held_end) error = write_some(inlet->fd, bytes, count, &written);
+    if (error == 0 && written < count) error = hold(inlet, bytes + written, count - written);
+    if (error != 0) inlet_close(inlet);
+  }
+  close_when_done(inlet);
+  grant(inlet);
+  return error;
+}
+
+int inlet_pump(struct inlet* inlet) {
+  int error = 0;
+  if (inlet->fd >= 0 && inlet->held_begin < inlet->held_end) {
+    size_t written;
+    const uint32_t length = inlet->held_end - inlet->held_begin;
+    error = write_some(inlet->fd, inlet->held + inlet->held_begin, length, &written);
+    inlet->held_begin += (uint32_t)written;
+    if (error != 0) inlet_close(inlet);
+  }
+  close_when_done(inlet);
+  grant(inlet);
+  return error;
+}
