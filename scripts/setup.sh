@@ -117,18 +117,16 @@ and start again."
   run_step packages "Debian packages: ${missing[*]}" apt_install "${missing[@]}"
 }
 
-link_artifact() {
-  ln -sfnr "$1" "$artifacts/$2"
-}
-
-build_kernel() {
-  local path
-  if path="$(guest/kernel/build --print-path 2>/dev/null)"; then
-    link_artifact "$path" vmlinux
-    return
+# One of the guest's parts. Its build script keeps results in a cache of the user's, keyed by what
+# went in, and knows best whether it has to build.
+# build_artifact FOLDER LINK TITLE
+build_artifact() {
+  local script="guest/$1/build" path
+  if ! path="$("$script" --print-path 2>/dev/null)"; then
+    run_step "$1" "$3" "$script"
+    path="$("$script" --print-path)"
   fi
-  run_step kernel 'Guest kernel (some minutes; built once a machine)' guest/kernel/build
-  link_artifact "$(guest/kernel/build --print-path)" vmlinux
+  ln -sfn "$path" "$artifacts/$2"
 }
 
 [ "$(uname -sm)" = 'Linux x86_64' ] ||
@@ -150,7 +148,9 @@ cached_step typescript 'TypeScript' dist/index.js \
 cached_step addon 'Addon' build/Release/forklet.node \
   "$(hash_inputs native guest/agent/protocol.h binding.gyp package-lock.json)" \
   bash scripts/build-native.sh
-build_kernel
+build_artifact agent agent 'Guest agent'
+build_artifact rootfs rootfs.cpio 'Root file system'
+build_artifact kernel vmlinux 'Guest kernel (some minutes; built once a machine)'
 
 [ "$ran" -eq 0 ] || printf 'setup: ready after %d s\n' $((SECONDS - started))
 [ -e /dev/kvm ] || echo 'setup: /dev/kvm is missing, so no VM can run here'
