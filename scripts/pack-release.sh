@@ -45,6 +45,28 @@ cp "$kernel/config" "$guest/kernel-source/config.full"
 cp guest/kernel/config guest/kernel/build "$guest/kernel-source/"
 cp guest/kernel/patches/*.patch "$guest/kernel-source/patches/"
 
+# What Debian's packages contributed to the binaries, with their licences.
+mkdir -p "$guest/licenses"
+{
+  cat scripts/package-notice.md
+  printf '\n| Debian package | version | source package | in |\n|---|---|---|---|\n'
+  while read -r package where; do
+    dpkg-query -W \
+      -f "| \${Package} | \${Version} | \${source:Package} \${source:Version} | $where |\n" "$package"
+    cp "/usr/share/doc/$package/copyright" "$guest/licenses/$package.txt"
+  done <<'LIST'
+zlib1g-dev addon
+liblzma-dev addon
+liblz4-dev addon
+libzstd-dev addon
+musl-dev agent
+busybox-static rootfs.cpio
+libc6 rootfs.cpio (inside busybox)
+LIST
+} >"$guest/NOTICE.md"
+cp /usr/share/common-licenses/GPL-2 "$guest/licenses/GPL-2.txt"
+cp /usr/share/common-licenses/LGPL-2.1 "$guest/licenses/LGPL-2.1.txt"
+
 cp -r docs README.md LICENSE "$stage/"
 node scripts/published-manifest.mjs package.json >"$stage/package.json"
 (cd "$stage" && npm pack --silent --pack-destination ..)

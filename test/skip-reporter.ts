@@ -1,9 +1,9 @@
-import { accessSync, constants } from 'node:fs';
 import type { Reporter, TestModule } from 'vitest/node';
+import { hasKvm } from './helpers/has-kvm.js';
 
 /**
- * Says which tests were skipped and why they may have been; with `REQUIRE_KVM=1` (continuous
- * integration sets it) a skip fails the run, so that a green run has run everything.
+ * Says which tests were skipped, and whether the lack of KVM is a reason; with `REQUIRE_KVM=1`
+ * (continuous integration sets it) a skip fails the run, so that a green run has run everything.
  */
 export class SkipReporter implements Reporter {
   onTestRunEnd(modules: readonly TestModule[]): void {
@@ -15,20 +15,11 @@ export class SkipReporter implements Reporter {
     }
     if (skipped.length === 0) return;
 
-    const kvm = openable('/dev/kvm') ? '' : ' (/dev/kvm cannot be opened here)';
-    console.error(`${skipped.length} tests skipped${kvm}:\n  ${skipped.join('\n  ')}`);
+    const reason = hasKvm ? '' : ' (/dev/kvm cannot be opened here)';
+    console.error(`${skipped.length} tests skipped${reason}:\n  ${skipped.join('\n  ')}`);
     if (process.env['REQUIRE_KVM'] === '1') {
       console.error('REQUIRE_KVM=1: a skipped test is a failure');
       process.exitCode = 1;
     }
-  }
-}
-
-function openable(path: string): boolean {
-  try {
-    accessSync(path, constants.R_OK | constants.W_OK);
-    return true;
-  } catch {
-    return false;
   }
 }
