@@ -9,6 +9,11 @@
  * Buffers are copied on the way in and on the way out; guest memory is never visible here.
  */
 
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+
+import { VmError } from './errors.js';
+
 /** What went wrong in the core. `errors.ts` turns it into a `VmError`. */
 export interface NativeError {
   /** One of the `ERR_VM_*` codes that the core can raise. */
@@ -74,10 +79,25 @@ export type NativeEvent =
       readonly detail: string;
     }
   /** The agent dialled the control port, or `connect` was answered. */
-  | { readonly type: 'connection-opened'; readonly vm: number; readonly connection: number; readonly port: number }
-  | { readonly type: 'connection-data'; readonly vm: number; readonly connection: number; readonly data: Uint8Array }
+  | {
+      readonly type: 'connection-opened';
+      readonly vm: number;
+      readonly connection: number;
+      readonly port: number;
+    }
+  | {
+      readonly type: 'connection-data';
+      readonly vm: number;
+      readonly connection: number;
+      readonly data: Uint8Array;
+    }
   /** That many bytes of earlier `send` calls have reached the guest's queue. */
-  | { readonly type: 'connection-sent'; readonly vm: number; readonly connection: number; readonly bytes: number }
+  | {
+      readonly type: 'connection-sent';
+      readonly vm: number;
+      readonly connection: number;
+      readonly bytes: number;
+    }
   /** Both directions are over; the id is free again. */
   | { readonly type: 'connection-closed'; readonly vm: number; readonly connection: number };
 
@@ -142,4 +162,41 @@ export interface NativeCore {
 export interface NativeAddon {
   /** Creates the environment's core; `onEvents` is called on the JS thread. */
   createCore(onEvents: (events: readonly NativeEvent[]) => void): NativeCore;
+}
+
+/** What this platform lacks to run VMs at all, or `undefined`. */
+export function unsupportedPlatform(): string | undefined {
+  return process.platform === 'linux' && process.arch === 'x64'
+    ? undefined
+    : `forklet runs VMs on Linux on x86-64 only; this is ${process.platform} on ${process.arch}`;
+}
+
+let loaded: NativeAddon | undefined;
+
+/**
+ * Loads the addon at first use, never at import: the package can be imported on any platform.
+ *
+ * @throws {VmError} `ERR_VM_KVM_UNAVAILABLE`: another platform, or no addon for this one.
+ */
+export function loadAddon(): NativeAddon {
+  if (loaded !== undefined) return loaded;
+  const unsupported = unsupportedPlatform();
+  if (unsupported !== undefined) {
+    throw new VmError({ code: 'ERR_VM_KVM_UNAVAILABLE', message: unsupported });
+  }
+  const packageRoot = fileURLToPath(new URL('..', import.meta.url));
+  try {
+    const find = createRequire(import.meta.url)('node-gyp-build') as (root: string) => NativeAddon;
+    loaded = find(packageRoot);
+  } catch (cause) {
+    throw new VmError({
+      code: 'ERR_VM_KVM_UNAVAILABLE',
+      message:
+        `The native addon cannot be loaded from ${packageRoot}: ${(cause as Error).message}. ` +
+        'In a checkout, build it with `npm run setup`; an installed package carries it for ' +
+        'Linux on x86-64 with glibc.',
+      cause,
+    });
+  }
+  return loaded;
 }

@@ -1,0 +1,104 @@
+import { parseArgs } from 'node:util';
+
+import type { ExecOptions } from '../exec.js';
+import type { VmOptions } from '../options.js';
+import { GiB, MiB } from '../units.js';
+import { UsageError } from './exit-codes.js';
+
+export interface RunArguments {
+  readonly vm: VmOptions;
+  readonly exec: Pick<ExecOptions, 'cwd' | 'timeoutMs'>;
+  readonly command: readonly string[];
+  readonly console: boolean;
+}
+
+const SUFFIXES: Readonly<Record<string, number>> = { '': 1, K: 1024, M: MiB, G: GiB };
+
+function parseSize(text: string): number {
+  const match = /^(\d+)(?:([KMG])(?:i?B)?)?$/i.exec(text);
+  const unit = SUFFIXES[(match?.[2] ?? '').toUpperCase()];
+  if (match === null || unit === undefined) {
+    throw new UsageError(`--memory takes bytes, or a number with K, M or G; got '${text}'`);
+  }
+  return Number(match[1]) * unit;
+}
+
+function parseNumber(option: string, text: string): number {
+  if (!/^\d+(\.\d+)?$/.test(text)) throw new UsageError(`${option} takes a number; got '${text}'`);
+  return Number(text);
+}
+
+function parseMilliseconds(option: string, text: string): number {
+  return Math.round(parseNumber(option, text) * 1000);
+}
+
+function parseEnvironment(assignments: readonly string[]): Record<string, string> {
+  return Object.fromEntries(
+    assignments.map((assignment) => {
+      const equals = assignment.indexOf('=');
+      if (equals < 1) throw new UsageError(`--env takes NAME=VALUE; got '${assignment}'`);
+      return [assignment.slice(0, equals), assignment.slice(equals + 1)];
+    }),
+  );
+}
+
+function parse(args: readonly string[]) {
+  try {
+    return parseArgs({
+      args: [...args],
+      allowPositionals: true,
+      options: {
+        memory: { type: 'string' },
+        vcpus: { type: 'string' },
+        kernel: { type: 'string' },
+        'kernel-args': { type: 'string' },
+        root: { type: 'string' },
+        env: { type: 'string', multiple: true },
+        cwd: { type: 'string' },
+        hostname: { type: 'string' },
+        timeout: { type: 'string' },
+        'boot-timeout': { type: 'string' },
+        console: { type: 'boolean', default: false },
+      },
+    });
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+}
+
+/**
+ * Splits at the first `--`, so that no option of the command is ever taken for one of ours.
+ */
+export function parseRunArguments(args: readonly string[]): RunArguments {
+  const separator = args.indexOf('--');
+  if (separator < 0) throw new UsageError("The command goes behind '--'");
+  const command = args.slice(separator + 1);
+  if (command.length === 0) throw new UsageError("No command behind '--'");
+  const { values, positionals } = parse(args.slice(0, separator));
+  if (positionals.length > 0) {
+    throw new UsageError(`Unexpected '${positionals[0]}'; the command goes behind '--'`);
+  }
+  const { memory, vcpus, kernel, root, env, cwd, hostname, timeout } = values;
+  const kernelArgs = values['kernel-args'];
+  const bootTimeout = values['boot-timeout'];
+  return {
+    vm: {
+      ...(memory !== undefined && { memoryBytes: parseSize(memory) }),
+      ...(vcpus !== undefined && { vcpus: parseNumber('--vcpus', vcpus) }),
+      ...(kernel !== undefined && { kernel }),
+      ...(kernelArgs !== undefined && { kernelArgs }),
+      ...(root !== undefined && { root }),
+      ...(env !== undefined && { env: parseEnvironment(env) }),
+      ...(hostname !== undefined && { hostname }),
+      ...(bootTimeout !== undefined && {
+        bootTimeoutMs: parseMilliseconds('--boot-timeout', bootTimeout),
+      }),
+    },
+    exec: {
+      ...(cwd !== undefined && { cwd }),
+      ...(timeout !== undefined && { timeoutMs: parseMilliseconds('--timeout', timeout) }),
+    },
+    command,
+    console: values.console,
+  };
+}

@@ -1,0 +1,104 @@
+import { errorCode, VmError } from '../errors.js';
+import type { ExecProcess, ExecResult } from '../exec.js';
+import { escapeControl } from '../internal/console-buffer.js';
+import { Vm } from '../vm.js';
+import { NOT_EXECUTABLE, NOT_FOUND, signalExitCode, TIMED_OUT } from './exit-codes.js';
+import { parseRunArguments } from './run-options.js';
+
+/** Signals that ask a program to do something and are the command's to answer. */
+const FORWARDED = [
+  'SIGINT',
+  'SIGTERM',
+  'SIGHUP',
+  'SIGQUIT',
+  'SIGUSR2',
+  'SIGWINCH',
+  'SIGCONT',
+] as const satisfies readonly NodeJS.Signals[];
+
+/** Those of them that end a boot; before there is a command, the others say nothing. */
+const ENDING: ReadonlySet<NodeJS.Signals> = new Set(['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT']);
+
+/** Takes signals from the terminal or the caller, for whoever is there to handle them. */
+class SignalRelay {
+  readonly abort = new AbortController();
+  /** The signal that ended the boot */
+  received: NodeJS.Signals | undefined;
+  #command: ExecProcess | undefined;
+  readonly #listeners = FORWARDED.map((signal) => {
+    const listener = (): void => this.#on(signal);
+    process.on(signal, listener);
+    return () => process.off(signal, listener);
+  });
+
+  forwardTo(command: ExecProcess): void {
+    this.#command = command;
+  }
+
+  #on(signal: NodeJS.Signals): void {
+    if (this.#command !== undefined) {
+      this.#command.kill(signal);
+    } else if (ENDING.has(signal)) {
+      this.received ??= signal;
+      this.abort.abort();
+    }
+  }
+
+  stop(): void {
+    for (const remove of this.#listeners) remove();
+  }
+}
+
+/** `forklet run`. */
+export async function runCommand(args: readonly string[]): Promise<number> {
+  const { vm: options, exec, command, console: showConsole } = parseRunArguments(args);
+  const relay = new SignalRelay();
+  let vm: Vm | undefined;
+  try {
+    vm = await Vm.create({ ...options, signal: relay.abort.signal });
+    if (showConsole) {
+      process.stderr.write(vm.console());
+      vm.on('console', (data) => process.stderr.write(data));
+    }
+    const running = vm.exec(command, {
+      ...exec,
+      stdin: process.stdin,
+      stdout: 'inherit',
+      stderr: 'inherit',
+    });
+    relay.forwardTo(running);
+    return statusOf(await running);
+  } catch (error) {
+    return explain(error, relay.received);
+  } finally {
+    relay.stop();
+    await vm?.close();
+  }
+}
+
+function statusOf({ exitCode, signal }: ExecResult): number {
+  return signal === null ? (exitCode ?? 0) : signalExitCode(signal);
+}
+
+/** The exit code of a failure that has one of its own; all others are thrown on. */
+function explain(error: unknown, received: NodeJS.Signals | undefined): number {
+  if (received !== undefined) return signalExitCode(received);
+  const code = errorCode(error);
+  // Whoever read our output has gone, as in `forklet run -- yes | head`.
+  if (code === 'EPIPE') return signalExitCode('SIGPIPE');
+  if (!(error instanceof VmError)) throw error;
+  if (error.detail !== undefined && error.detail !== '') {
+    process.stderr.write(`${escapeControl(error.detail)}\n--- end of the guest's console ---\n`);
+  }
+  const known =
+    code === 'ERR_VM_TIMEOUT'
+      ? TIMED_OUT
+      : code === 'ERR_VM_EXEC'
+        ? error.syscall === 'execve' && error.errno === -2
+          ? NOT_FOUND
+          : NOT_EXECUTABLE
+        : undefined;
+  if (known === undefined) throw error;
+  process.stderr.write(`forklet: ${error.code}: ${error.message}\n`);
+  return known;
+}

@@ -1,0 +1,36 @@
+import {
+  DEFAULT_BOOT_TIMEOUT_MS,
+  DEFAULT_HOSTNAME,
+  DEFAULT_MEMORY_BYTES,
+  DEFAULT_VCPUS,
+} from '../options.js';
+import { MiB } from '../units.js';
+
+export function usage(): string {
+  return `Usage:
+  forklet doctor [--json]
+      Says whether this host can run VMs, and what to do if not. Exits with 0 if it can, 1 if not.
+
+  forklet run [options] -- command [argument...]
+      Boots a VM, runs one command in it with standard streams and signals connected, and exits
+      with the command's exit code, or 128 + n if signal n ended it.
+
+      --memory SIZE      guest memory: bytes, or a number with K, M or G (default ${DEFAULT_MEMORY_BYTES / MiB}M)
+      --vcpus COUNT      number of vCPUs (default ${DEFAULT_VCPUS})
+      --kernel PATH      kernel, an ELF vmlinux or a bzImage (default: forklet's own)
+      --kernel-args TEXT appended to the kernel's command line
+      --root PATH        what the guest finds at /: a directory or a cpio archive (default: busybox)
+      --env NAME=VALUE   environment variable; may be given more than once
+      --cwd PATH         working directory in the guest (default /)
+      --hostname NAME    host name of the guest (default ${DEFAULT_HOSTNAME})
+      --timeout SECONDS  longest run of the command; exits with 124
+      --boot-timeout SECONDS
+                         longest boot (default ${DEFAULT_BOOT_TIMEOUT_MS / 1000})
+      --console          copies the guest's serial console to standard error
+
+      Exit codes of forklet itself: 124 the command ran too long, 125 forklet failed, 126 the
+      command cannot be started, 127 the command was not found.
+
+  forklet --help | --version
+`;
+}

@@ -1,0 +1,210 @@
+import type { Readable, Writable } from 'node:stream';
+
+import type { CheckedExec } from './internal/exec-options.js';
+import { ExecRun } from './internal/exec-run.js';
+import type { Guest } from './internal/guest.js';
+import { readLines } from './internal/lines.js';
+import { signalNumber } from './internal/signals.js';
+import type { Environment } from './internal/validate.js';
+
+/** A command line for the guest's `/bin/sh -c`, or a program with its arguments. */
+export type ExecCommand = string | readonly string[];
+
+/** Options of `vm.exec()`. */
+export interface ExecOptions {
+  /** Working directory in the guest. @defaultValue `'/'` */
+  readonly cwd?: string;
+  /**
+   * Environment variables, over those of the VM; `undefined` removes one. The host's environment
+   * is never passed on.
+   */
+  readonly env?: Environment;
+  /**
+   * Where standard input comes from.
+   *
+   * - `'pipe'`: {@link ExecProcess.stdin}; end of file at once if the handle is awaited and nobody
+   *   took that stream.
+   * - `'ignore'`: `/dev/null`.
+   * - a `Readable`: it is piped in. When it fails, the command is killed and the handle rejects
+   *   with its error.
+   * - a `Uint8Array` or any other string: exactly these bytes, then end of file.
+   *
+   * @defaultValue `'pipe'`
+   */
+  readonly stdin?: 'pipe' | 'ignore' | Readable | Uint8Array | (string & {});
+  /**
+   * Where standard output goes.
+   *
+   * - `'pipe'`: {@link ExecProcess.stdout}, or the result if nobody took that stream.
+   * - `'ignore'`: `/dev/null`.
+   * - `'inherit'`: this process's standard output.
+   * - a `Writable`: it is written to and ended behind the command (`process.stdout` and
+   *   `process.stderr` are not ended). When it fails, the command is killed and the handle rejects
+   *   with its error.
+   *
+   * @defaultValue `'pipe'`
+   */
+  readonly stdout?: 'pipe' | 'ignore' | 'inherit' | Writable;
+  /** Where standard error goes, likewise. @defaultValue `'pipe'` */
+  readonly stderr?: 'pipe' | 'ignore' | 'inherit' | Writable;
+  /**
+   * Whether a command that exits with anything but 0 is an error, `ERR_VM_EXIT_STATUS`.
+   *
+   * @defaultValue `false`
+   */
+  readonly check?: boolean;
+  /**
+   * Longest time from the call to the command's end, in milliseconds, 1 to 2^31 - 1. Then the
+   * process group is killed, and the handle rejects with `ERR_VM_TIMEOUT`. No default.
+   */
+  readonly timeoutMs?: number;
+  /**
+   * Aborts the command: its process group is killed, then the handle rejects with an `AbortError`
+   * whose `cause` is the signal's reason.
+   */
+  readonly signal?: AbortSignal;
+  /**
+   * Most bytes of standard output, and of standard error, that are collected into the result, 0
+   * to 2^31 - 1. Beyond it the command is killed and the handle rejects with `ERR_VM_MAX_OUTPUT`.
+   * Streams that a caller took or gave have no limit. One line of {@link ExecProcess.lines} has it.
+   *
+   * @defaultValue 16 MiB
+   */
+  readonly maxOutputBytes?: number;
+  /**
+   * Encoding of the result's `stdout` and `stderr`; `'buffer'` for Buffers.
+   *
+   * @defaultValue `'utf8'`
+   */
+  readonly encoding?: BufferEncoding | 'buffer';
+}
+
+/** How a command ended: one of the two is `null`. */
+export interface ExecStatus {
+  /** Exit code, 0 to 255, or `null` when a signal ended the command. */
+  readonly exitCode: number | null;
+  /** The signal that ended the command, or `null`. */
+  readonly signal: NodeJS.Signals | null;
+}
+
+/** What a command came to. A non-zero exit code is a result, not an error. */
+export interface ExecResult<T extends string | Buffer = string> extends ExecStatus {
+  /** Whether the exit code is 0. */
+  readonly ok: boolean;
+  /** Standard output, if it was collected; otherwise empty. */
+  readonly stdout: T;
+  /** Standard error, likewise. */
+  readonly stderr: T;
+  /** Time from the call to the result, in milliseconds. */
+  readonly durationMs: number;
+}
+
+/**
+ * A command in the guest, and the promise of its result.
+ *
+ * Nothing is read from the guest until somebody asks: awaiting collects the streams that no caller
+ * took, and a command whose output nobody reads stops when its pipe is full. A handle that nobody
+ * awaits never raises `unhandledRejection`.
+ *
+ * Returning a handle from an `async` function awaits it, as every promise: wrap it in an object to
+ * hand it on while the command runs.
+ */
+export class ExecProcess<T extends string | Buffer = string> extends Promise<ExecResult<T>> {
+  /** Promises derived from a handle are plain ones. */
+  static override get [Symbol.species](): PromiseConstructor {
+    return Promise;
+  }
+
+  readonly #run: ExecRun<T>;
+
+  /** @internal */
+  constructor(guest: Guest, exec: CheckedExec) {
+    const run = new ExecRun<T>(guest, exec, ExecProcess);
+    super((resolve, reject) => {
+      run.result.promise.then(resolve, reject);
+    });
+    this.#run = run;
+    // Not `this.catch`, which would count as awaiting.
+    super.then(undefined, () => {});
+  }
+
+  /**
+   * Resolves when the command runs, with its id in this library and its process id in the guest.
+   * Rejects as the handle does when it cannot be started.
+   */
+  get started(): Promise<{ id: string; pid: number }> {
+    return this.#run.started;
+  }
+
+  /**
+   * Standard input, with `stdin: 'pipe'`. Whoever takes it has to end it.
+   *
+   * @throws {TypeError} the option `stdin` is something else.
+   */
+  get stdin(): Writable {
+    return this.#run.stdin.take();
+  }
+
+  /**
+   * Standard output, with `stdout: 'pipe'`. Whoever takes it has to read it: the command waits
+   * when `highWaterMark` bytes are unread. Take it before the handle is awaited. Destroying it
+   * throws the rest of the output away; the command goes on.
+   *
+   * @throws {TypeError} the option `stdout` is something else, or the output is being collected.
+   */
+  get stdout(): Readable {
+    return this.#run.stdout.take();
+  }
+
+  /**
+   * Standard error, likewise.
+   *
+   * @throws {TypeError} the option `stderr` is something else, or the output is being collected.
+   */
+  get stderr(): Readable {
+    return this.#run.stderr.take();
+  }
+
+  /**
+   * Resolves with how the command ended, also when that is an error of the handle. Rejects as the
+   * handle does when there is no such end.
+   *
+   * The end comes behind the output: asking for it collects the streams that no caller took, as
+   * awaiting the handle does, but leaves standard input open.
+   */
+  get exited(): Promise<ExecStatus> {
+    this.#run.wantExit();
+    return this.#run.exited.promise;
+  }
+
+  /**
+   * The lines of standard output as they come, without their ends (`\n` or `\r\n`).
+   *
+   * Iterating counts as awaiting, so that a failure of the command is thrown at the end. Leaving
+   * the loop early kills the command's process group and waits until it is dead.
+   *
+   * @throws {TypeError} standard output is not a pipe, or was taken already.
+   */
+  lines(): AsyncIterableIterator<string> {
+    return readLines(this, this.#run);
+  }
+
+  /**
+   * Sends a signal to the command's process group. Says whether the command had not ended yet, as
+   * far as the host knows.
+   *
+   * @throws {TypeError} not a signal.
+   */
+  kill(signal: NodeJS.Signals | number = 'SIGTERM'): boolean {
+    return this.#run.kill(signalNumber(signal));
+  }
+
+  // biome-ignore lint/suspicious/noThenProperty: a promise whose `then` starts the collecting
+  override then<A = ExecResult<T>, B = never>(
+    onFulfilled?: ((result: ExecResult<T>) => A | PromiseLike<A>) | null,
+    onRejected?: ((reason: unknown) => B | PromiseLike<B>) | null,
+  ): Promise<A | B> {
+    this.#run.await();
+    return super.then(onFulfilled, onRejected);
+  }
+}

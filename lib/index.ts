@@ -1,0 +1,38 @@
+/**
+ * Boot real Linux micro-VMs inside this process.
+ *
+ * Importing this module loads no addon and works on any platform; {@link doctor} says whether VMs
+ * can run.
+ *
+ * @packageDocumentation
+ */
+
+export { type DoctorCheck, type DoctorReport, doctor } from './doctor.js';
+export {
+  ExecError,
+  VM_ERROR_CODES,
+  VmError,
+  type VmErrorCode,
+} from './errors.js';
+export type {
+  ExecCommand,
+  ExecOptions,
+  ExecProcess,
+  ExecResult,
+  ExecStatus,
+} from './exec.js';
+export type {
+  FileContents,
+  GuestFs,
+  GuestPath,
+  MkdirOptions,
+  ReaddirOptions,
+  ReadFileOptions,
+  RmOptions,
+  StatOptions,
+  WriteFileOptions,
+} from './guest-fs.js';
+export type { DiagnosticsMessage } from './internal/diagnostics.js';
+export type { VmOptions } from './options.js';
+export { GiB, MiB } from './units.js';
+export { Vm, type VmEvents, type VmExit, type VmStats, type VmTimings } from './vm.js';

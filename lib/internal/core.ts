@@ -1,0 +1,129 @@
+// One core per environment (main thread or worker): the addon's message pump and who listens.
+
+import { fromNative, VmError } from '../errors.js';
+import { loadAddon, type NativeCore, type NativeEvent } from '../native.js';
+import type { Deferred } from './deferred.js';
+import { Deferred as DeferredResult } from './deferred.js';
+
+/** Where the events of one VM go. Calls come in the order of the events. */
+export interface VmListener {
+  onConsole(data: Uint8Array): void;
+  onExit(event: Extract<NativeEvent, { type: 'exit' }>): void;
+  onConnectionOpened(connection: number, port: number): void;
+  onConnectionData(connection: number, data: Uint8Array): void;
+  onConnectionSent(connection: number, bytes: number): void;
+  onConnectionClosed(connection: number): void;
+}
+
+/** Keeps Node's event loop alive between `acquire` and `release`; calls nest. */
+export interface LoopHold {
+  acquire(): void;
+  release(): void;
+}
+
+/** The addon's core with promises for its requests and a listener for each VM. */
+export class Core implements LoopHold {
+  static #instance: Core | undefined;
+
+  /** The environment's core, created at first use. Throws what {@link loadAddon} throws. */
+  static get(): Core {
+    Core.#instance ??= new Core();
+    return Core.#instance;
+  }
+
+  readonly native: NativeCore;
+  readonly #requests = new Map<number, Deferred<unknown>>();
+  readonly #listeners = new Map<number, VmListener>();
+  #lastRequest = 0;
+  #lastVm = 0;
+  #holds = 0;
+
+  private constructor() {
+    this.native = loadAddon().createCore((events) => this.#dispatch(events));
+    this.native.unref();
+  }
+
+  /** Registers a VM's listener; the number names the VM in every later call. */
+  add(listener: VmListener): number {
+    const vm = ++this.#lastVm;
+    this.#listeners.set(vm, listener);
+    return vm;
+  }
+
+  remove(vm: number): void {
+    this.#listeners.delete(vm);
+  }
+
+  /** Posts one request and waits for its answer; holds the event loop meanwhile. */
+  async request<T>(post: (request: number) => void): Promise<T> {
+    const request = ++this.#lastRequest;
+    const answer = new DeferredResult<unknown>();
+    this.#requests.set(request, answer);
+    this.acquire();
+    try {
+      post(request);
+      return (await answer.promise) as T;
+    } finally {
+      this.#requests.delete(request);
+      this.release();
+    }
+  }
+
+  acquire(): void {
+    if (this.#holds++ === 0) this.native.ref();
+  }
+
+  release(): void {
+    if (--this.#holds === 0) this.native.unref();
+  }
+
+  #dispatch(events: readonly NativeEvent[]): void {
+    for (const event of events) this.#dispatchOne(event);
+  }
+
+  #dispatchOne(event: NativeEvent): void {
+    switch (event.type) {
+      case 'done':
+        this.#requests.get(event.request)?.resolve(event.value);
+        return;
+      case 'failed':
+        this.#requests.get(event.request)?.reject(fromNative(event.error));
+        return;
+      default: {
+        const listener = this.#listeners.get(event.vm);
+        // Events of a VM that is being closed can still be on their way.
+        if (listener !== undefined) deliver(listener, event);
+      }
+    }
+  }
+}
+
+type VmEvent = Exclude<NativeEvent, { type: 'done' | 'failed' }>;
+
+function deliver(listener: VmListener, event: VmEvent): void {
+  switch (event.type) {
+    case 'console':
+      listener.onConsole(event.data);
+      return;
+    case 'exit':
+      listener.onExit(event);
+      return;
+    case 'connection-opened':
+      listener.onConnectionOpened(event.connection, event.port);
+      return;
+    case 'connection-data':
+      listener.onConnectionData(event.connection, event.data);
+      return;
+    case 'connection-sent':
+      listener.onConnectionSent(event.connection, event.bytes);
+      return;
+    case 'connection-closed':
+      listener.onConnectionClosed(event.connection);
+      return;
+    default:
+      throw new VmError({
+        code: 'ERR_VM_INTERNAL',
+        message: `The addon sent an event of an unknown type: ${(event as NativeEvent).type}`,
+      });
+  }
+}
