@@ -46,7 +46,7 @@ struct Buffer {
 class DriverQueue {
  public:
   DriverQueue(const GuestMemory& memory, uint64_t base, uint16_t size)
-      : memory_(memory), base_(base), size_(size) {}
+      : memory_(&memory), base_(base), size_(size) {}
 
   uint16_t size() const { return size_; }
   GuestAddress descriptors() const { return {base_}; }
@@ -64,14 +64,14 @@ class DriverQueue {
   }
 
   void WriteDescriptor(uint16_t index, vring_desc descriptor) {
-    CHECK(memory_.WriteObject(descriptors() + index * sizeof descriptor, descriptor));
+    CHECK(memory_->WriteObject(descriptors() + index * sizeof descriptor, descriptor));
   }
   void WriteAvailable(uint16_t slot, uint16_t head) {
-    CHECK(memory_.WriteObject(available() + 4 + 2u * (slot % size_), head));
+    CHECK(memory_->WriteObject(available() + 4 + 2u * (slot % size_), head));
   }
   void SetAvailableIndex(uint16_t index) {
     available_index_ = index;
-    CHECK(memory_.Store(available() + 2, index, __ATOMIC_RELEASE));
+    CHECK(memory_->Store(available() + 2, index, __ATOMIC_RELEASE));
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
   }
 
@@ -101,10 +101,10 @@ class DriverQueue {
 
   std::optional<vring_used_elem> TakeUsed() {
     uint16_t index;
-    CHECK(memory_.Load(used() + 2, index, __ATOMIC_ACQUIRE));
+    CHECK(memory_->Load(used() + 2, index, __ATOMIC_ACQUIRE));
     if (index == last_used_) return std::nullopt;
     vring_used_elem element;
-    CHECK(memory_.ReadObject(used() + 4 + sizeof element * (last_used_ % size_), element));
+    CHECK(memory_->ReadObject(used() + 4 + sizeof element * (last_used_ % size_), element));
     ++last_used_;
     return element;
   }
@@ -112,31 +112,31 @@ class DriverQueue {
   // VIRTIO_F_EVENT_IDX: the used index that is worth an interrupt, and the
   // available index that is worth a notification.
   void SetUsedEvent(uint16_t value) {
-    CHECK(memory_.Store(available() + 4 + 2u * size_, value, __ATOMIC_RELEASE));
+    CHECK(memory_->Store(available() + 4 + 2u * size_, value, __ATOMIC_RELEASE));
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
   }
   uint16_t available_event() const {
     uint16_t value;
-    CHECK(memory_.Load(used() + 4 + sizeof(vring_used_elem) * size_, value, __ATOMIC_ACQUIRE));
+    CHECK(memory_->Load(used() + 4 + sizeof(vring_used_elem) * size_, value, __ATOMIC_ACQUIRE));
     return value;
   }
   // Whether a driver would notify after going from `before` to its index now.
   bool WouldNotify(uint16_t before) const {
     return vring_need_event(available_event(), available_index_, before) != 0;
   }
-  void SetAvailableFlags(uint16_t flags) { CHECK(memory_.WriteObject(available(), flags)); }
+  void SetAvailableFlags(uint16_t flags) { CHECK(memory_->WriteObject(available(), flags)); }
   uint16_t used_flags() const {
     uint16_t flags;
-    CHECK(memory_.ReadObject(used(), flags));
+    CHECK(memory_->ReadObject(used(), flags));
     return flags;
   }
   uint16_t available_index() const { return available_index_; }
   uint16_t last_used() const { return last_used_; }
 
  private:
-  const GuestMemory& memory_;
-  const uint64_t base_;
-  const uint16_t size_;
+  const GuestMemory* memory_;
+  uint64_t base_;
+  uint16_t size_;
   uint16_t next_descriptor_ = 0;
   uint16_t available_index_ = 0;
   uint16_t last_used_ = 0;
