@@ -17,8 +17,7 @@ Mapping& Mapping::operator=(Mapping&& other) noexcept {
 
 Result<Mapping> Mapping::Create(const UniqueFd& fd, size_t size, int protection, int flags,
                                 uint64_t offset) {
-  void* address =
-      ::mmap(nullptr, size, protection, flags, fd.get(), static_cast<off_t>(offset));
+  void* address = ::mmap(nullptr, size, protection, flags, fd.get(), static_cast<off_t>(offset));
   if (address == MAP_FAILED) {
     const int saved = errno;
     return Error{saved == ENOMEM ? ErrorCode::kNoMemory : ErrorCode::kSystem, saved, "mmap",

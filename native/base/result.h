@@ -83,16 +83,16 @@ inline Status Ok() { return std::monostate{}; }
 #define FORKLET_CONCAT(a, b) FORKLET_CONCAT_(a, b)
 
 // Returns the Error of a failed Status or Result; drops the value otherwise.
-#define TRY(expression)                                       \
-  do {                                                        \
-    auto try_result_ = (expression);                          \
+#define TRY(expression)                                           \
+  do {                                                            \
+    auto try_result_ = (expression);                              \
     if (!try_result_.ok()) return std::move(try_result_).error(); \
   } while (0)
 
 // Declares or assigns `target` from a Result, or returns its Error.
 #define ASSIGN_OR_RETURN(target, expression) \
   ASSIGN_OR_RETURN_(FORKLET_CONCAT(result_, __LINE__), target, expression)
-#define ASSIGN_OR_RETURN_(result, target, expression)  \
-  auto result = (expression);                          \
+#define ASSIGN_OR_RETURN_(result, target, expression) \
+  auto result = (expression);                         \
   if (!result.ok()) return std::move(result).error(); \
   target = std::move(result).value()

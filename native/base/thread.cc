@@ -1,5 +1,7 @@
 #include "base/thread.h"
 
+#include <sys/mman.h>
+
 #include <cerrno>
 #include <csignal>
 #include <ctime>
@@ -50,9 +52,17 @@ Status Thread::InstallKickHandler() {
 
 Result<Thread> Thread::Start(const std::string& name, std::function<void()> body,
                              size_t stack_bytes) {
+  constexpr size_t kGuardBytes = 4096;
+  Thread thread;
+  ASSIGN_OR_RETURN(thread.stack_,
+                   Mapping::Create(UniqueFd(), kGuardBytes + stack_bytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, 0));
+  if (mprotect(thread.stack_.data(), kGuardBytes, PROT_NONE) != 0) {
+    return Error{ErrorCode::kSystem, errno, "mprotect", {}};
+  }
   pthread_attr_t attributes;
   CHECK(pthread_attr_init(&attributes) == 0);
-  CHECK(pthread_attr_setstacksize(&attributes, stack_bytes) == 0);
+  CHECK(pthread_attr_setstack(&attributes, thread.stack_.data() + kGuardBytes, stack_bytes) == 0);
 
   // The new thread inherits the mask: everything blocked but the kick.
   sigset_t mask;
@@ -74,7 +84,6 @@ Result<Thread> Thread::Start(const std::string& name, std::function<void()> body
   }
   // Lifetime: the thread owns its arguments now.
   static_cast<void>(arguments.release());
-  Thread thread;
   thread.handle_ = std::move(handle);
   return thread;
 }
@@ -87,6 +96,7 @@ void Thread::Join() {
   CHECK(handle_ != nullptr);
   CHECK(pthread_join(*handle_, nullptr) == 0);
   handle_ = nullptr;
+  stack_.Reset();
 }
 
 void Thread::Kick() const {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "base/mapping.h"
 #include "base/result.h"
 
 namespace forklet {
@@ -26,10 +27,11 @@ class Thread {
                               size_t stack_bytes = kStackBytes);
 
   Thread() = default;
-  Thread(Thread&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Thread(Thread&& other) noexcept = default;
   Thread& operator=(Thread&& other) noexcept {
     CHECK(handle_ == nullptr);
-    handle_ = std::exchange(other.handle_, nullptr);
+    stack_ = std::move(other.stack_);
+    handle_ = std::move(other.handle_);
     return *this;
   }
   ~Thread() { CHECK(handle_ == nullptr); }
@@ -50,6 +52,9 @@ class Thread {
   static Status InstallKickHandler();
 
  private:
+  // Ours, not one of glibc's cached ones, so that a thread that was joined
+  // leaves no mapping behind.
+  Mapping stack_;
   std::unique_ptr<pthread_t> handle_;  // Null when not running
 };
 

@@ -53,6 +53,7 @@ static_assert(sizeof(kvm_sregs) == 312);
 static_assert(sizeof(kvm_fpu) == 416);
 static_assert(sizeof(kvm_xcrs) == 392);
 static_assert(sizeof(kvm_vcpu_events) == 64);
+static_assert(sizeof(kvm_debugregs) == 128);
 static_assert(sizeof(kvm_lapic_state) == 1024);
 static_assert(sizeof(kvm_userspace_memory_region) == 32);
 static_assert(sizeof(kvm_irqfd) == 32);

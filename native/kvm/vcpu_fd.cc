@@ -67,15 +67,21 @@ Status VcpuFd::SetEvents(const kvm_vcpu_events& events) const {
   return Ok();
 }
 
+Result<kvm_debugregs> VcpuFd::GetDebugRegs() const {
+  kvm_debugregs debug = {};
+  TRY(KVM_IOCTL(fd_, KVM_GET_DEBUGREGS, &debug));
+  return debug;
+}
+
+Status VcpuFd::SetDebugRegs(const kvm_debugregs& debug) const {
+  TRY(KVM_IOCTL(fd_, KVM_SET_DEBUGREGS, &debug));
+  return Ok();
+}
+
 Result<kvm_xcrs> VcpuFd::GetXcrs() const {
   kvm_xcrs xcrs = {};
   TRY(KVM_IOCTL(fd_, KVM_GET_XCRS, &xcrs));
   return xcrs;
-}
-
-Status VcpuFd::SetXcrs(const kvm_xcrs& xcrs) const {
-  TRY(KVM_IOCTL(fd_, KVM_SET_XCRS, &xcrs));
-  return Ok();
 }
 
 Result<std::vector<uint8_t>> VcpuFd::GetXsave(size_t bytes) const {

@@ -2,8 +2,11 @@
 
 #include <asm/bootparam.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
 
+#include "arch/x86_64/kernel/kernel_image.h"
 #include "arch/x86_64/layout.h"
 
 namespace forklet {
@@ -133,12 +136,16 @@ Result<InitramfsRange> LoadInitramfs(const GuestMemory& memory,
 }
 
 void WriteBootParameters(const GuestMemory& memory, const std::string& command_line,
-                         const InitramfsRange& initramfs) {
+                         const InitramfsRange& initramfs,
+                         const std::vector<uint8_t>& setup_header) {
   CHECK(command_line.size() < layout::kCommandLineBytes);
   CHECK(memory.Write(layout::kCommandLine, {reinterpret_cast<const uint8_t*>(command_line.c_str()),
                                             command_line.size() + 1}));
 
   boot_params params = {};
+  static_assert(offsetof(boot_params, hdr) == kSetupHeaderOffset);
+  // Bounds: a header of a later protocol is longer than the one that we know.
+  std::memcpy(&params.hdr, setup_header.data(), std::min(setup_header.size(), sizeof params.hdr));
   params.hdr.boot_flag = kBootFlag;
   params.hdr.header = kHeaderMagic;
   params.hdr.type_of_loader = kUnregisteredLoader;

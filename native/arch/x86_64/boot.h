@@ -27,8 +27,9 @@ Result<InitramfsRange> LoadInitramfs(const GuestMemory& memory,
 
 // Writes command line, zero page, page tables and GDT. The command line has
 // been checked against layout::kCommandLineBytes by ComposeCommandLine.
+// `setup_header` is a bzImage's own, or empty.
 void WriteBootParameters(const GuestMemory& memory, const std::string& command_line,
-                         const InitramfsRange& initramfs);
+                         const InitramfsRange& initramfs, const std::vector<uint8_t>& setup_header);
 
 // Puts the boot processor into 64-bit mode at `entry`, as the protocol asks.
 // The CPUID table is set already.

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "binding/event_queue.h"
+#include "vm/core.h"
+
+namespace forklet::binding {
+
+// The core as a JavaScript object: checks types, copies, posts. See NativeCore
+// in lib/native.ts.
+//
+// Owner: JavaScript's garbage collector. Thread: the environment's.
+class CoreWrap final : public Napi::ObjectWrap<CoreWrap> {
+ public:
+  static Napi::Function Define(Napi::Env env);
+
+  explicit CoreWrap(const Napi::CallbackInfo& info);
+  ~CoreWrap() override;
+
+ private:
+  void CreateVm(const Napi::CallbackInfo& info);
+  void CloseVm(const Napi::CallbackInfo& info);
+  void Send(const Napi::CallbackInfo& info);
+  void Consume(const Napi::CallbackInfo& info);
+  void Disconnect(const Napi::CallbackInfo& info);
+  void Stats(const Napi::CallbackInfo& info);
+  void Probe(const Napi::CallbackInfo& info);
+  void Ref(const Napi::CallbackInfo& info);
+  void Unref(const Napi::CallbackInfo& info);
+
+  // The environment ends: nothing of ours may run when it has.
+  static void CleanUp(void* self);
+
+  std::shared_ptr<EventQueue> events_;
+  std::unique_ptr<Core> core_;  // Null once the environment has ended
+};
+
+}  // namespace forklet::binding

@@ -1,0 +1,203 @@
+#include "vm/vcpu.h"
+
+#include <cerrno>
+#include <cstdio>
+
+#include "vm/completion_access.h"
+
+namespace forklet {
+
+namespace {
+
+const char* ExitName(uint32_t reason) {
+  switch (reason) {
+    case KVM_EXIT_EXCEPTION:
+      return "exception";
+    case KVM_EXIT_IO:
+      return "io";
+    case KVM_EXIT_DEBUG:
+      return "debug";
+    case KVM_EXIT_HLT:
+      return "hlt";
+    case KVM_EXIT_MMIO:
+      return "mmio";
+    case KVM_EXIT_SHUTDOWN:
+      return "shutdown";
+    case KVM_EXIT_FAIL_ENTRY:
+      return "failEntry";
+    case KVM_EXIT_INTR:
+      return "interrupted";
+    case KVM_EXIT_INTERNAL_ERROR:
+      return "internalError";
+    case KVM_EXIT_SYSTEM_EVENT:
+      return "systemEvent";
+    default:
+      return "other";
+  }
+}
+
+std::string Hex(uint64_t value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
+  return text;
+}
+
+}  // namespace
+
+Vcpu::~Vcpu() {
+  if (!thread_.joinable()) return;
+  RequestStop();
+  Join();
+}
+
+Status Vcpu::Start() {
+  TRY(Thread::InstallKickHandler());
+  std::lock_guard lock(mutex_);
+  ASSIGN_OR_RETURN(thread_, Thread::Start("forklet-vcpu" + std::to_string(id_), [this] { Run(); }));
+  running_ = true;
+  return Ok();
+}
+
+void Vcpu::RequestStop() {
+  stop_.store(true);
+  // The exit request catches a thread on its way into KVM_RUN, the signal one
+  // that is inside. Both come after the flag, which the thread reads last.
+  fd_.RequestExit();
+  std::lock_guard lock(mutex_);
+  if (running_) thread_.Kick();
+}
+
+void Vcpu::Join() {
+  if (thread_.joinable()) thread_.Join();
+}
+
+void Vcpu::AddExits(std::map<std::string, uint64_t>& totals) const {
+  for (size_t reason = 0; reason < kExitReasons; ++reason) {
+    const uint64_t count = exits_[reason].load(std::memory_order_relaxed);
+    if (count > 0) totals[ExitName(static_cast<uint32_t>(reason))] += count;
+  }
+}
+
+uint64_t Vcpu::CpuTimeNs() const {
+  std::lock_guard lock(mutex_);
+  return running_ ? thread_.CpuTimeNs() : final_cpu_time_ns_;
+}
+
+void Vcpu::Run() {
+  EnterUntilStopped();
+  std::lock_guard lock(mutex_);
+  final_cpu_time_ns_ = thread_.CpuTimeNs();
+  running_ = false;
+}
+
+void Vcpu::EnterUntilStopped() {
+  while (!stop_.load()) {
+    const int error = fd_.Run();
+    const Next next = error == 0 ? HandleExit() : HandleError(error);
+    if (next == Next::kStop) return;
+  }
+}
+
+Vcpu::Next Vcpu::HandleError(int error) {
+  // Some kernels return these spuriously from KVM_RUN; in a row they are real.
+  constexpr uint32_t kMaxRetries = 100;
+  if (error == EINTR) return Next::kEnter;  // The kick, or a signal on its way elsewhere
+  if ((error == EAGAIN || error == ENOMEM) && ++retries_ <= kMaxRetries) return Next::kEnter;
+  return Exit(
+      ExitReason::kHostError,
+      Error{ErrorCode::kKvm, error, "KVM_RUN", "vCPU " + std::to_string(id_)}.Message() + Where());
+}
+
+Vcpu::Next Vcpu::HandleExit() {
+  retries_ = 0;
+  const kvm_run& run = fd_.shared();
+  const size_t counter = run.exit_reason < kExitReasons ? run.exit_reason : kExitReasons - 1;
+  exits_[counter].fetch_add(1, std::memory_order_relaxed);
+  switch (run.exit_reason) {
+    case KVM_EXIT_IO:
+      return HandlePort();
+    case KVM_EXIT_MMIO:
+      return HandleMmio();
+    case KVM_EXIT_INTR:
+      return Next::kEnter;
+    case KVM_EXIT_INTERNAL_ERROR:
+      return HandleInternalError();
+    case KVM_EXIT_SHUTDOWN:
+      return Exit(ExitReason::kTripleFault, "vCPU " + std::to_string(id_) + Where());
+    case KVM_EXIT_FAIL_ENTRY:
+      return Exit(ExitReason::kHostError, "KVM could not enter the guest: hardware reason " +
+                                              Hex(run.fail_entry.hardware_entry_failure_reason) +
+                                              Where());
+    default:
+      return Exit(ExitReason::kHostError,
+                  "unexpected VM exit, reason " + std::to_string(run.exit_reason) + Where());
+  }
+}
+
+Vcpu::Next Vcpu::HandlePort() {
+  const kvm_run& run = fd_.shared();
+  const std::span<uint8_t> data = fd_.PortData();
+  const size_t size = run.io.size;
+  if (size == 0 || data.size() != size * run.io.count) {
+    return Exit(ExitReason::kHostError, "KVM described a port access outside its own area");
+  }
+  // A string instruction arrives as several accesses to the same port.
+  for (size_t offset = 0; offset < data.size(); offset += size) {
+    if (run.io.direction == KVM_EXIT_IO_IN) {
+      context_.ports->Read(run.io.port, data.subspan(offset, size));
+    } else {
+      context_.ports->Write(run.io.port, data.subspan(offset, size));
+    }
+  }
+  return Next::kEnter;
+}
+
+Vcpu::Next Vcpu::HandleMmio() {
+  kvm_run& run = fd_.shared();
+  if (run.mmio.len == 0 || run.mmio.len > sizeof run.mmio.data) {
+    return Exit(ExitReason::kHostError,
+                "KVM described an MMIO access of " + std::to_string(run.mmio.len) + " bytes");
+  }
+  if (run.mmio.is_write != 0) {
+    context_.mmio->Write(run.mmio.phys_addr, {run.mmio.data, run.mmio.len});
+  } else {
+    context_.mmio->Read(run.mmio.phys_addr, {run.mmio.data, run.mmio.len});
+  }
+  return Next::kEnter;
+}
+
+Vcpu::Next Vcpu::HandleInternalError() {
+  const kvm_run& run = fd_.shared();
+  const uint32_t suberror = run.internal.suberror;
+  if (suberror != KVM_INTERNAL_ERROR_EMULATION) {
+    return Exit(ExitReason::kInternalError,
+                "KVM internal error, suberror " + std::to_string(suberror) + Where());
+  }
+  CompletionAccess access(fd_, context_.xsave_bytes);
+  auto completed = CompleteInstruction(access, *context_.memory);
+  if (!completed.ok()) {
+    return Exit(ExitReason::kInternalError, completed.error().Message() + Where());
+  }
+  if (completed.value().outcome == Completion::Outcome::kNotRecognised) {
+    return Exit(ExitReason::kInternalError,
+                "KVM's emulator refused an instruction that we do not complete either: " +
+                    completed.value().description + Where());
+  }
+  completed_instructions_.fetch_add(1, std::memory_order_relaxed);
+  return Next::kEnter;
+}
+
+Vcpu::Next Vcpu::Exit(ExitReason reason, std::string detail) {
+  context_.observer->OnVcpuExit(reason, std::move(detail));
+  return Next::kStop;
+}
+
+std::string Vcpu::Where() const {
+  auto regs = fd_.GetRegs();
+  auto sregs = fd_.GetSregs();
+  if (!regs.ok() || !sregs.ok()) return {};
+  return ", at RIP " + Hex(regs.value().rip) + ", CPL " +
+         std::to_string(sregs.value().cs.selector & 3) + ", CR2 " + Hex(sregs.value().cr2);
+}
+
+}  // namespace forklet

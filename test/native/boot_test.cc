@@ -1,0 +1,172 @@
+#include <asm/bootparam.h>
+
+#include <cstring>
+#include <string>
+
+#include "arch/x86_64/boot.h"
+#include "arch/x86_64/command_line.h"
+#include "arch/x86_64/cpuid.h"
+#include "arch/x86_64/layout.h"
+#include "arch/x86_64/mp_table.h"
+#include "doctest.h"
+
+namespace forklet {
+
+namespace {
+constexpr uint64_t kMiB = 1u << 20;
+constexpr uint64_t kGiB = 1u << 30;
+
+GuestMemory Create(uint64_t bytes) {
+  auto memory = GuestMemory::Create(bytes);
+  REQUIRE(memory.ok());
+  return std::move(memory).value();
+}
+
+boot_params ReadZeroPage(const GuestMemory& memory) {
+  boot_params params;
+  REQUIRE(memory.ReadObject(layout::kZeroPage, params));
+  return params;
+}
+
+kvm_cpuid_entry2 Leaf(const CpuidTable& table, uint32_t function, uint32_t index) {
+  for (uint32_t i = 0; i < table.count; ++i) {
+    if (table.entries[i].function == function && table.entries[i].index == index) {
+      return table.entries[i];
+    }
+  }
+  FAIL("no such leaf");
+  return {};
+}
+}  // namespace
+
+TEST_CASE("The zero page describes exactly the guest's RAM") {
+  const GuestMemory memory = Create(4 * kGiB);
+  WriteBootParameters(memory, "quiet", {}, {});
+
+  const boot_params params = ReadZeroPage(memory);
+
+  REQUIRE(params.e820_entries == 4);
+  uint64_t ram = 0;
+  for (int i = 0; i < params.e820_entries; ++i) {
+    if (params.e820_table[i].type == 1) ram += params.e820_table[i].size;
+  }
+  // Everything but what is kept below 1 MiB: mailbox, MP table, legacy holes.
+  CHECK(ram == 4 * kGiB - (layout::kHighRam - layout::kLowRamEnd));
+  CHECK(params.e820_table[1].addr == layout::kMailbox.value);
+  CHECK(params.e820_table[1].type == 2);
+  CHECK(params.e820_table[3].addr == layout::kHighRegion.value);
+}
+
+TEST_CASE("The zero page takes over a bzImage's setup header and keeps its own fields") {
+  const GuestMemory memory = Create(32 * kMiB);
+  setup_header header = {};
+  header.version = 0x020f;
+  header.cmd_line_ptr = 0xdead;
+  std::vector<uint8_t> bytes(sizeof header + 16);  // A later protocol's is longer
+  std::memcpy(bytes.data(), &header, sizeof header);
+
+  WriteBootParameters(memory, "quiet", {}, bytes);
+
+  const boot_params params = ReadZeroPage(memory);
+  CHECK(params.hdr.version == 0x020f);
+  CHECK(params.hdr.cmd_line_ptr == layout::kCommandLine.value);
+  CHECK(params.hdr.cmdline_size == 5);
+  CHECK(params.e820_entries == 3);
+}
+
+TEST_CASE("The initramfs lies at the top of low memory, segments back to back") {
+  const GuestMemory memory = Create(64 * kMiB);
+
+  auto range = LoadInitramfs(memory, {{1, 2, 3, 4}, {5, 6, 7, 8}}, GuestAddress{16 * kMiB});
+
+  REQUIRE(range.ok());
+  CHECK(range.value().size == 8);
+  CHECK(range.value().start == GuestAddress{64 * kMiB - layout::kPageSize});
+  std::array<uint8_t, 8> bytes;
+  REQUIRE(memory.Read(range.value().start, bytes));
+  CHECK(bytes == std::array<uint8_t, 8>{1, 2, 3, 4, 5, 6, 7, 8});
+}
+
+TEST_CASE("An initramfs without room to unpack is refused, naming the option") {
+  const GuestMemory memory = Create(64 * kMiB);
+
+  auto range = LoadInitramfs(memory, {std::vector<uint8_t>(24 * kMiB)}, GuestAddress{16 * kMiB});
+
+  REQUIRE_FALSE(range.ok());
+  CHECK(range.error().code == ErrorCode::kNoMemory);
+  CHECK(range.error().detail.find("memoryBytes") != std::string::npos);
+}
+
+TEST_CASE("The MP table's checksums hold, and every vCPU is in it") {
+  const GuestMemory memory = Create(32 * kMiB);
+
+  REQUIRE(WriteMpTable(memory, kMaxVcpus).ok());
+
+  std::array<uint8_t, 16> pointer;
+  REQUIRE(memory.Read(layout::kMpTable, pointer));
+  CHECK(std::memcmp(pointer.data(), "_MP_", 4) == 0);
+  uint8_t sum = 0;
+  for (const uint8_t byte : pointer) sum += byte;
+  CHECK(sum == 0);
+
+  uint16_t length;
+  REQUIRE(memory.ReadObject(layout::kMpTable + 16 + 4, length));
+  std::vector<uint8_t> table(length);
+  REQUIRE(memory.Read(layout::kMpTable + 16, table));
+  sum = 0;
+  for (const uint8_t byte : table) sum += byte;
+  CHECK(sum == 0);
+  for (uint32_t id = 0; id < kMaxVcpus; ++id) {
+    CHECK(table[44 + 20 * id] == 0);       // Processor entry
+    CHECK(table[44 + 20 * id + 1] == id);  // Its APIC id
+  }
+}
+
+TEST_CASE("The command line hides CPU features only on hosts that cannot mask CPUID") {
+  HostProfile masked;
+  HostProfile unmasked;
+  unmasked.cpuid_unmasked = true;
+
+  auto plain = ComposeCommandLine(masked, 2, "");
+  auto hidden = ComposeCommandLine(unmasked, 2, "");
+
+  REQUIRE(plain.ok());
+  REQUIRE(hidden.ok());
+  CHECK(plain.value().find("clearcpuid") == std::string::npos);
+  CHECK(hidden.value().find("clearcpuid") != std::string::npos);
+  CHECK(plain.value().find("virtio_mmio.device=4K@0xd0002000:6") != std::string::npos);
+}
+
+TEST_CASE("The command line ends with the caller's arguments, and has a limit") {
+  auto fits = ComposeCommandLine(HostProfile{}, 0, "quiet");
+  REQUIRE(fits.ok());
+  CHECK(fits.value().ends_with(" quiet"));
+
+  auto too_long = ComposeCommandLine(HostProfile{}, 0, std::string(2048, 'x'));
+  REQUIRE_FALSE(too_long.ok());
+  CHECK(too_long.error().detail.find("kernelArgs") != std::string::npos);
+}
+
+TEST_CASE("Each vCPU sees its own APIC id and the number of its siblings") {
+  CpuidTable supported;
+  supported.count = 4;
+  supported.entries[0].function = 1;
+  supported.entries[1].function = 0xb;
+  supported.entries[1].index = 0;
+  supported.entries[2].function = 0xb;
+  supported.entries[2].index = 1;
+  supported.entries[3].function = 0xa;
+  supported.entries[3].eax = 0x12345678;
+
+  const CpuidTable table = VcpuCpuid(supported, /*id=*/3, /*vcpus=*/6, /*tsc_deadline=*/true);
+
+  CHECK((Leaf(table, 1, 0).ebx >> 24) == 3);
+  CHECK((Leaf(table, 1, 0).ebx >> 16 & 0xff) == 8);  // A power of two, at least 6
+  CHECK((Leaf(table, 1, 0).ecx >> 24 & 1) == 1);
+  CHECK(Leaf(table, 0xb, 0).edx == 3);
+  CHECK(Leaf(table, 0xb, 1).eax == 3);  // Bits of the APIC id below the package
+  CHECK(Leaf(table, 0xb, 1).ebx == 6);
+  CHECK(Leaf(table, 0xa, 0).eax == 0);  // No performance counters
+}
+
+}  // namespace forklet
