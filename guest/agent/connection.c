@@ -207,7 +207,7 @@ static void update_interest(void) {
   if (can_answer()) wanted |= EPOLLIN;
   if (wanted == interest) return;
   interest = wanted;
-  if (loop_modify(socket_fd, interest, &socket_watch) != 0) connection_lost();
+  if (loop_modify(socket_fd, interest) != 0) connection_lost();
 }
 
 void connection_flush(void) {

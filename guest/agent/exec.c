@@ -22,7 +22,7 @@ enum {
   FIRST_LOOK_MS = 10,
   LAST_LOOK_MS = 320,
   // A group that SIGKILL has not removed by then never goes (a task stuck in the kernel).
-  KILL_DEADLINE_MS = 30000,
+  KILL_DEADLINE_MS = 20000,
 };
 
 static const char default_path[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

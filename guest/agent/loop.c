@@ -13,6 +13,14 @@
 
 enum { EVENTS_PER_TURN = 64 };
 
+// Who watches which descriptor. Events carry descriptor and generation instead of a pointer, since
+// closing does not always end them: a child that is just being started has copies of all
+// descriptors, and closes them only after execve has let the agent go on.
+static struct {
+  struct watch* watch;
+  uint32_t generation;
+} watches[LOOP_DESCRIPTORS];
+
 static int epoll_fd = -1;
 static int child_fd = -1;
 static bool children_changed;
@@ -43,14 +51,32 @@ int loop_create(void) {
   return loop_add(child_fd, EPOLLIN, &child_watch);
 }
 
-int loop_add(int fd, uint32_t events, struct watch* watch) {
-  struct epoll_event event = {.events = events, .data.ptr = watch};
-  return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 ? errno : 0;
+static int control(int operation, int fd, uint32_t events) {
+  struct epoll_event event = {.events = events};
+  event.data.u64 = (uint64_t)watches[fd].generation << 32 | (uint32_t)fd;
+  return epoll_ctl(epoll_fd, operation, fd, &event) < 0 ? errno : 0;
 }
 
-int loop_modify(int fd, uint32_t events, struct watch* watch) {
-  struct epoll_event event = {.events = events, .data.ptr = watch};
-  return epoll_ctl(epoll_fd, EPOLL_CTL_MOD, fd, &event) < 0 ? errno : 0;
+int loop_add(int fd, uint32_t events, struct watch* watch) {
+  if (fd >= LOOP_DESCRIPTORS) return EMFILE;
+  watches[fd].generation++;
+  const int error = control(EPOLL_CTL_ADD, fd, events);
+  if (error == 0) watches[fd].watch = watch;
+  return error;
+}
+
+int loop_modify(int fd, uint32_t events) { return control(EPOLL_CTL_MOD, fd, events); }
+
+void loop_close(int fd) {
+  if (fd < LOOP_DESCRIPTORS) watches[fd].watch = NULL;
+  close(fd);
+}
+
+static void dispatch(const struct epoll_event* event) {
+  const uint32_t fd = (uint32_t)event->data.u64;
+  const uint32_t generation = (uint32_t)(event->data.u64 >> 32);
+  struct watch* watch = watches[fd].watch;
+  if (watch && watches[fd].generation == generation) watch->ready(watch, event->events);
 }
 
 uint64_t loop_now_ms(void) {
@@ -68,10 +94,7 @@ void loop_run(void) {
   struct epoll_event events[EVENTS_PER_TURN];
   while (connection_is_open()) {
     const int count = epoll_wait(epoll_fd, events, EVENTS_PER_TURN, wait_ms());
-    for (int i = 0; i < count; i++) {
-      struct watch* watch = events[i].data.ptr;
-      watch->ready(watch, events[i].events);
-    }
+    for (int i = 0; i < count; i++) dispatch(&events[i]);
     connection_parse();
     // After the pipes' events: a command whose pipes and exit arrive together is answered at once.
     if (children_changed) children_changed = exec_reap();

@@ -35,8 +35,6 @@ enum {
   DIAL_ATTEMPTS = 100,
   DIAL_PAUSE_MS = 20,
   DIAL_TIMEOUT_MS = 5000,
-  // Three descriptors a command, and some for files.
-  DESCRIPTORS = 16384,
 };
 
 static void pause_ms(long ms) {
@@ -101,7 +99,7 @@ static void serve(void) {
   mounts_create();
   open_null();
   loopback_up();
-  const struct rlimit descriptors = {DESCRIPTORS, DESCRIPTORS};
+  const struct rlimit descriptors = {LOOP_DESCRIPTORS, LOOP_DESCRIPTORS};
   if (setrlimit(RLIMIT_NOFILE, &descriptors) < 0) log_error("RLIMIT_NOFILE", errno);
   int error = loop_create();
   if (error != 0) {

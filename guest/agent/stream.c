@@ -12,7 +12,6 @@
 
 static void outlet_ready(struct watch* watch, uint32_t events) {
   struct outlet* outlet = (struct outlet*)watch;  // `watch` is the first member.
-  if (outlet->fd < 0) return;
   if (events & EPOLLIN) outlet->readable = true;
   if (events & (EPOLLHUP | EPOLLERR)) outlet->hangup = true;
   operation_schedule(outlet->owner);
@@ -39,7 +38,7 @@ int outlet_open(struct outlet* outlet, struct operation* owner, int fd, uint16_t
 }
 
 void outlet_close(struct outlet* outlet) {
-  if (outlet->fd >= 0) close(outlet->fd);
+  if (outlet->fd >= 0) loop_close(outlet->fd);
   outlet->fd = -1;
 }
 
@@ -144,7 +143,7 @@ void outlet_discard(struct outlet* outlet) {
 static void inlet_ready(struct watch* watch, uint32_t events) {
   (void)events;
   struct inlet* inlet = (struct inlet*)watch;  // `watch` is the first member.
-  if (inlet->fd >= 0) operation_schedule(inlet->owner);
+  operation_schedule(inlet->owner);
 }
 
 void inlet_open(struct inlet* inlet, struct operation* owner, int fd, uint32_t window) {
@@ -161,7 +160,7 @@ enum { HELD_LIMIT = 16 * 1024 * 1024, HELD_MINIMUM = 4096 };
 static size_t held_total;
 
 void inlet_close(struct inlet* inlet) {
-  if (inlet->fd >= 0) close(inlet->fd);
+  if (inlet->fd >= 0) loop_close(inlet->fd);
   inlet->fd = -1;
   free(inlet->held);
   held_total -= inlet->held_size;
