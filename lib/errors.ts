@@ -140,9 +140,13 @@ export function fromNative(error: NativeError, detail?: string): VmError {
   });
 }
 
+/** Linux's largest errno: EHWPOISON. */
+const LAST_ERRNO = 133;
+
 /** Name and description of a Linux errno, for numbers that a guest made up as well. */
 export function describeErrno(errno: number): { code: string; text: string } {
-  const known = getSystemErrorMap().get(-errno);
+  // Beyond Linux's own numbers libuv has some for itself.
+  const known = errno <= LAST_ERRNO ? getSystemErrorMap().get(-errno) : undefined;
   return known === undefined
     ? { code: `UNKNOWN_${errno}`, text: `unknown error ${errno}` }
     : { code: known[0], text: known[1] };

@@ -1,9 +1,8 @@
 // One core per environment (main thread or worker): the addon's message pump and who listens.
 
 import { fromNative, VmError } from '../errors.js';
-import { loadAddon, type NativeCore, type NativeEvent } from '../native.js';
-import type { Deferred } from './deferred.js';
-import { Deferred as DeferredResult } from './deferred.js';
+import { loadAddon, type NativeCore, type NativeError, type NativeEvent } from '../native.js';
+import { Deferred } from './deferred.js';
 
 /** Where the events of one VM go. Calls come in the order of the events. */
 export interface VmListener {
@@ -21,6 +20,11 @@ export interface LoopHold {
   release(): void;
 }
 
+interface Answer {
+  readonly value?: unknown;
+  readonly error?: NativeError;
+}
+
 /** The addon's core with promises for its requests and a listener for each VM. */
 export class Core implements LoopHold {
   static #instance: Core | undefined;
@@ -32,7 +36,7 @@ export class Core implements LoopHold {
   }
 
   readonly native: NativeCore;
-  readonly #requests = new Map<number, Deferred<unknown>>();
+  readonly #requests = new Map<number, Deferred<Answer>>();
   readonly #listeners = new Map<number, VmListener>();
   #lastRequest = 0;
   #lastVm = 0;
@@ -57,12 +61,15 @@ export class Core implements LoopHold {
   /** Posts one request and waits for its answer; holds the event loop meanwhile. */
   async request<T>(post: (request: number) => void): Promise<T> {
     const request = ++this.#lastRequest;
-    const answer = new DeferredResult<unknown>();
+    const answer = new Deferred<Answer>();
     this.#requests.set(request, answer);
     this.acquire();
     try {
       post(request);
-      return (await answer.promise) as T;
+      const { value, error } = await answer.promise;
+      // Made here rather than where the event came in: the caller is on this stack.
+      if (error !== undefined) throw fromNative(error);
+      return value as T;
     } finally {
       this.#requests.delete(request);
       this.release();
@@ -84,10 +91,10 @@ export class Core implements LoopHold {
   #dispatchOne(event: NativeEvent): void {
     switch (event.type) {
       case 'done':
-        this.#requests.get(event.request)?.resolve(event.value);
+        this.#requests.get(event.request)?.resolve({ value: event.value });
         return;
       case 'failed':
-        this.#requests.get(event.request)?.reject(fromNative(event.error));
+        this.#requests.get(event.request)?.resolve({ error: event.error });
         return;
       default: {
         const listener = this.#listeners.get(event.vm);

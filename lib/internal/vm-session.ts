@@ -40,7 +40,8 @@ export class VmSession implements VmListener {
   readonly #vm: number;
   readonly #console = new ConsoleBuffer();
   readonly #exited = new Deferred<VmExit>();
-  readonly #bootFailure = new Deferred<never>();
+  /** What ends a boot from outside; made into an error where the caller is on the stack. */
+  readonly #bootFailure = new Deferred<() => Error>();
   #observer: WeakRef<SessionObserver> | undefined;
   #state: VmState = 'running';
   #exit: VmExit | undefined;
@@ -82,14 +83,16 @@ export class VmSession implements VmListener {
     const { bootTimeoutMs, signal } = request;
     const left = Math.max(0, bootTimeoutMs - (performance.now() - request.startedAt));
     const timer = setTimeout(() => {
-      this.#bootFailure.reject(this.#bootTimeout(bootTimeoutMs));
+      this.#bootFailure.resolve(() => this.#bootTimeout(bootTimeoutMs));
     }, left).unref();
-    const onAbort = (): void => this.#bootFailure.reject(new AbortError(signal?.reason));
+    const onAbort = (): void => this.#bootFailure.resolve(() => new AbortError(signal?.reason));
     signal?.addEventListener('abort', onAbort, { once: true });
     // Boot has no operation at first, but somebody waits for it.
     this.#core.acquire();
     try {
-      return await Promise.race([this.#boot(request), this.#bootFailure.promise]);
+      const outcome = await Promise.race([this.#boot(request), this.#bootFailure.promise]);
+      if (typeof outcome === 'function') throw outcome();
+      return outcome;
     } catch (error) {
       await this.close();
       throw error;
@@ -172,7 +175,7 @@ export class VmSession implements VmListener {
     this.#state = 'exited';
     this.holdLoop(false);
     this.#setExit(reason, detail);
-    this.#bootFailure.reject(this.#exitedError());
+    this.#bootFailure.resolve(() => this.#exitedError());
     this.agent.fail(() => this.#exitedError());
   }
 

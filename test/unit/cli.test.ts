@@ -1,0 +1,135 @@
+import { spawnSync } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+
+import { describe, expect, test } from 'vitest';
+
+import { formatReport } from '../../lib/cli/doctor.js';
+import { signalExitCode, UsageError } from '../../lib/cli/exit-codes.js';
+import { parseRunArguments } from '../../lib/cli/run-options.js';
+import { MiB } from '../../lib/index.js';
+
+const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+
+function forklet(...args: string[]): { status: number | null; stdout: string; stderr: string } {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [program, ...args], {
+    encoding: 'utf8',
+  });
+  return { status, stdout, stderr };
+}
+
+describe('forklet run arguments', () => {
+  test('become options', () => {
+    const parsed = parseRunArguments([
+      '--memory=256M',
+      '--vcpus',
+      '2',
+      '--env',
+      'A=b=c',
+      '--env=D=',
+      '--root',
+      '/tree',
+      '--cwd',
+      '/tmp',
+      '--timeout',
+      '1.5',
+      '--boot-timeout=90',
+      '--',
+      'ls',
+      '--memory',
+      '--',
+    ]);
+
+    expect(parsed).toEqual({
+      vm: {
+        memoryBytes: 256 * MiB,
+        vcpus: 2,
+        env: { A: 'b=c', D: '' },
+        root: '/tree',
+        bootTimeoutMs: 90_000,
+      },
+      exec: { cwd: '/tmp', timeoutMs: 1500 },
+      command: ['ls', '--memory', '--'],
+      console: false,
+    });
+  });
+
+  test.each([
+    ['512', 512],
+    ['64k', 64 * 1024],
+    ['1G', 1024 * MiB],
+    ['32MiB', 32 * MiB],
+  ])('take %s as a size', (text, bytes) => {
+    expect(parseRunArguments(['--memory', text, '--', 'x']).vm.memoryBytes).toBe(bytes);
+  });
+
+  test.each([
+    ['no separator', ['ls']],
+    ['no command', ['--']],
+    ['an unknown option', ['--memroy=1', '--', 'x']],
+    ['a size without sense', ['--memory=lots', '--', 'x']],
+    ['a count without sense', ['--vcpus=many', '--', 'x']],
+    ['a variable without value', ['--env=A', '--', 'x']],
+    ['a stray word', ['ls', '--', 'x']],
+    ['a missing value', ['--root', '--', 'x']],
+  ])('with %s are a usage error', (_, args) => {
+    expect(() => parseRunArguments(args)).toThrow(UsageError);
+  });
+});
+
+test.each([
+  ['SIGTERM', 143],
+  ['SIGKILL', 137],
+  ['SIGRTMIN+3', 165],
+])('a command ended by %s exits with %i', (signal, code) => {
+  expect(signalExitCode(signal as NodeJS.Signals)).toBe(code);
+});
+
+describe('forklet', () => {
+  test('prints its usage and its version', () => {
+    expect(forklet('--help')).toMatchObject({ status: 0, stderr: '' });
+    expect(forklet('--help').stdout).toContain('forklet run [options] -- command');
+    expect(forklet('--version').stdout).toMatch(/^\d+\.\d+\.\d+/);
+  });
+
+  test.each([
+    ['an unknown command', ['fly']],
+    ['no command', []],
+    ['a bad option', ['run', '--nope', '--', 'x']],
+  ])('answers %s with one line and 125', (_, args) => {
+    const { status, stdout, stderr } = forklet(...args);
+
+    expect(status).toBe(125);
+    expect(stdout).toBe('');
+    expect(stderr).toMatch(/^forklet: [^\n]+\n$/);
+  });
+
+  test('answers an option out of range with one line and 125', () => {
+    const { status, stderr } = forklet('run', '--memory=1M', '--', 'true');
+
+    expect(status).toBe(125);
+    expect(stderr).toMatch(/^forklet: Option "memoryBytes" must be [^\n]+\n$/);
+  });
+});
+
+test('the report of doctor says what is wrong and what to do', () => {
+  const text = formatReport({
+    ok: false,
+    backend: 'none',
+    quirks: [],
+    checks: [
+      { name: 'platform', ok: true, found: 'linux on x64', needed: '', remedy: '' },
+      { name: 'kvm', ok: false, found: 'EACCES', needed: 'access', remedy: 'Join group kvm.' },
+    ],
+  });
+
+  expect(text).toBe(`ok    platform  linux on x64
+FAIL  kvm       EACCES
+                needed: access
+                remedy: Join group kvm.
+
+backend: none
+quirks:  none
+
+VMs cannot run on this host.
+`);
+});
