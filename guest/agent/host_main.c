@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <sched.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,10 +22,13 @@
 #include "log.h"
 #include "loop.h"
 
-enum { CONTROL_FD = 3, NOBODY = 65534 };
+enum { CONTROL_FD = 3, LOG_FD = 4, NOBODY = 65534 };
+
+// Of the sanitizers' run-time library, where the agent is built with it.
+extern void __sanitizer_set_report_fd(void* fd) __attribute__((weak));
 
 void log_error(const char* what, int error) {
-  fprintf(stderr, "forklet-agent: %s: %s\n", what, strerror(error));
+  dprintf(LOG_FD, "forklet-agent: %s: %s\n", what, strerror(error));
 }
 
 static void fail(const char* what) {
@@ -45,18 +49,24 @@ static void confine(const char* directory) {
   }
 }
 
-int main(int argc, char** argv) {
-  // Whatever else the test runner's own parents left open is not a command's to inherit.
-  if (close_range(CONTROL_FD + 1, ~0U, 0) < 0) fail("close_range");
+// Commands without streams get /dev/null, as in a guest, and inherit nothing else. Reports go to
+// what was stderr.
+static void arrange_descriptors(void) {
+  if (dup3(STDERR_FILENO, LOG_FD, O_CLOEXEC) < 0) fail("stderr");
+  if (__sanitizer_set_report_fd) __sanitizer_set_report_fd((void*)(intptr_t)LOG_FD);
+  if (close_range(LOG_FD + 1, ~0U, 0) < 0) fail("close_range");
+  if (fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC) < 0) fail("descriptor 3");
   const int null = open("/dev/null", O_RDWR | O_CLOEXEC);
   if (null < 0) fail("/dev/null");
+  for (int fd = 0; fd < 3; fd++) dup2(null, fd);
+  close(null);
+}
+
+int main(int argc, char** argv) {
+  arrange_descriptors();
   if (fcntl(CONTROL_FD, F_SETFL, O_NONBLOCK) < 0) fail("descriptor 3");
-  if (fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC) < 0) fail("descriptor 3");
   if (prctl(PR_SET_CHILD_SUBREAPER, 1) < 0) fail("subreaper");
   if (argc > 1) confine(argv[1]);
-  // stderr stays: a sanitizer reports there.
-  dup2(null, STDIN_FILENO);
-  dup2(null, STDOUT_FILENO);
   if (loop_create() != 0 || connection_open(CONTROL_FD) != 0) fail("loop");
   control_hello();
   connection_flush();
