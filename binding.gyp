@@ -28,6 +28,9 @@
         '-Wl,-z,nodelete',
         '-Wl,-z,relro,-z,now',
         '-Wl,--gc-sections',
+        # Distributions with an older C++ library than the builder's are welcome. Nothing of C++
+        # crosses the boundary to Node, so a copy of our own can disagree with nobody's.
+        '-static-libstdc++',
         # Nothing but Node-API's entry points is visible, the linked decompressors included: they
         # can neither clash with the ones inside node nor be replaced by them.
         '-Wl,--version-script=<(module_root_dir)/native/exports.map',
