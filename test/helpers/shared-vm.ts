@@ -1,0 +1,20 @@
+import { afterAll, beforeAll } from 'vitest';
+
+import { Vm, type VmOptions } from '../../lib/index.js';
+
+/** One VM for a whole file: a boot takes seconds where guest kernel code is emulated. */
+export function sharedVm(options: VmOptions = {}): { readonly vm: Vm } {
+  let vm: Vm | undefined;
+  beforeAll(async () => {
+    vm = await Vm.create(options);
+  });
+  afterAll(async () => {
+    await vm?.close();
+  });
+  return {
+    get vm(): Vm {
+      if (vm === undefined) throw new Error('The VM did not boot');
+      return vm;
+    },
+  };
+}
