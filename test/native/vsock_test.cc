@@ -12,7 +12,6 @@
 namespace forklet {
 namespace {
 
-using testing::Packet;
 using testing::VsockGuest;
 
 constexpr VsockPorts kPorts{.host = 1, .guest = 5000};

@@ -51,13 +51,13 @@ uint64_t VirtioMmio::offered_features() const {
 }
 
 bool VirtioMmio::features_acceptable() const {
-  return (driver_features_ & ~offered_features()) == 0 &&
-         (driver_features_ & Bit(VIRTIO_F_VERSION_1)) != 0;
+  return (state_.driver_features & ~offered_features()) == 0 &&
+         (state_.driver_features & Bit(VIRTIO_F_VERSION_1)) != 0;
 }
 
 bool VirtioMmio::running() const {
-  return (status_ & VIRTIO_CONFIG_S_DRIVER_OK) &&
-         !(status_ & (VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED));
+  return (state_.status & VIRTIO_CONFIG_S_DRIVER_OK) &&
+         !(state_.status & (VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED));
 }
 
 void VirtioMmio::Read(uint64_t offset, std::span<uint8_t> data) {
@@ -100,14 +100,14 @@ uint32_t VirtioMmio::ReadRegister(uint64_t offset) {
   std::lock_guard lock(mutex_);
   switch (offset) {
     case VIRTIO_MMIO_DEVICE_FEATURES:
-      if (device_features_select_ > 1) return 0;
-      return static_cast<uint32_t>(offered_features() >> (32 * device_features_select_));
+      if (state_.device_features_select > 1) return 0;
+      return static_cast<uint32_t>(offered_features() >> (32 * state_.device_features_select));
     case VIRTIO_MMIO_QUEUE_NUM_MAX:
-      return queue_select_ < queues_.size() ? device_.queue_sizes()[queue_select_] : 0;
+      return state_.queue_select < queues_.size() ? device_.queue_sizes()[state_.queue_select] : 0;
     case VIRTIO_MMIO_QUEUE_READY:
-      return queue_select_ < queues_.size() && queues_[queue_select_].state().ready ? 1 : 0;
+      return state_.queue_select < queues_.size() && queues_[state_.queue_select].state().ready;
     case VIRTIO_MMIO_STATUS:
-      return status_;
+      return state_.status;
     default:
       CountIgnored();
       return 0;
@@ -143,24 +143,24 @@ void VirtioMmio::WriteRegister(uint64_t offset, uint32_t value) {
   std::lock_guard lock(mutex_);
   switch (offset) {
     case VIRTIO_MMIO_DEVICE_FEATURES_SEL:
-      device_features_select_ = value;
+      state_.device_features_select = value;
       return;
     case VIRTIO_MMIO_DRIVER_FEATURES_SEL:
-      driver_features_select_ = value;
+      state_.driver_features_select = value;
       return;
     case VIRTIO_MMIO_DRIVER_FEATURES:
       // Settled once FEATURES_OK is set (virtio 1.2 §3.1.1).
-      if (status_ & VIRTIO_CONFIG_S_FEATURES_OK) return CountIgnored();
-      if (driver_features_select_ == 0) {
-        SetLow(driver_features_, value);
-      } else if (driver_features_select_ == 1) {
-        SetHigh(driver_features_, value);
+      if (state_.status & VIRTIO_CONFIG_S_FEATURES_OK) return CountIgnored();
+      if (state_.driver_features_select == 0) {
+        SetLow(state_.driver_features, value);
+      } else if (state_.driver_features_select == 1) {
+        SetHigh(state_.driver_features, value);
       } else if (value != 0) {
         CountIgnored();
       }
       return;
     case VIRTIO_MMIO_QUEUE_SEL:
-      queue_select_ = value;
+      state_.queue_select = value;
       return;
     case VIRTIO_MMIO_STATUS:
       WriteStatus(value);
@@ -174,10 +174,11 @@ void VirtioMmio::WriteRegister(uint64_t offset, uint32_t value) {
 void VirtioMmio::WriteQueueRegister(uint64_t offset, uint32_t value) {
   // Queues are set up between FEATURES_OK and DRIVER_OK, once each.
   constexpr uint32_t kSetUp = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
-  if (queue_select_ >= queues_.size() || (status_ & kSetUp) != VIRTIO_CONFIG_S_FEATURES_OK) {
+  if (state_.queue_select >= queues_.size() ||
+      (state_.status & kSetUp) != VIRTIO_CONFIG_S_FEATURES_OK) {
     return CountIgnored();
   }
-  QueueState& queue = queues_[queue_select_].state();
+  QueueState& queue = queues_[state_.queue_select].state();
   if (offset == VIRTIO_MMIO_QUEUE_READY) {
     queue.ready = (value & 1) != 0;
     return;
@@ -186,7 +187,8 @@ void VirtioMmio::WriteQueueRegister(uint64_t offset, uint32_t value) {
   switch (offset) {
     case VIRTIO_MMIO_QUEUE_NUM:
       // Zero is no valid size either: Activate refuses it.
-      queue.size = value <= device_.queue_sizes()[queue_select_] ? static_cast<uint16_t>(value) : 0;
+      queue.size =
+          value <= device_.queue_sizes()[state_.queue_select] ? static_cast<uint16_t>(value) : 0;
       return;
     case VIRTIO_MMIO_QUEUE_DESC_LOW:
       return SetLow(queue.descriptors.value, value);
@@ -212,9 +214,9 @@ void VirtioMmio::WriteStatus(uint32_t value) {
                                    VIRTIO_CONFIG_S_FAILED;
   // A driver only adds bits (virtio 1.2 §2.1.1), in the order of the start-up
   // sequence; what comes out of turn is not taken.
-  uint32_t added = value & kDriverBits & ~status_;
+  uint32_t added = value & kDriverBits & ~state_.status;
   const auto refuse_without = [&](uint32_t bit, uint32_t condition) {
-    if ((added & bit) && ((status_ | added) & condition) != condition) {
+    if ((added & bit) && ((state_.status | added) & condition) != condition) {
       added &= ~bit;
       CountIgnored();
     }
@@ -226,12 +228,12 @@ void VirtioMmio::WriteStatus(uint32_t value) {
     added &= ~uint32_t{VIRTIO_CONFIG_S_FEATURES_OK};
   }
   refuse_without(VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK);
-  status_ |= added;
+  state_.status |= added;
   if (added & VIRTIO_CONFIG_S_DRIVER_OK) Activate();
 }
 
 void VirtioMmio::Activate() {
-  const bool event_idx = (driver_features_ & Bit(VIRTIO_RING_F_EVENT_IDX)) != 0;
+  const bool event_idx = (state_.driver_features & Bit(VIRTIO_RING_F_EVENT_IDX)) != 0;
   for (size_t i = 0; i < queues_.size(); ++i) {
     if (!queues_[i].state().ready) continue;
     if (!queues_[i].Enable(memory_, event_idx, device_.queue_sizes()[i])) return MarkNeedsReset();
@@ -243,20 +245,16 @@ void VirtioMmio::Activate() {
 
 void VirtioMmio::Reset() {
   for (Virtqueue& queue : queues_) queue.Reset();
-  status_ = 0;
-  driver_features_ = 0;
-  device_features_select_ = 0;
-  driver_features_select_ = 0;
-  queue_select_ = 0;
   interrupt_status_.store(0, std::memory_order_release);
+  state_ = State();
   // The device lives on the device thread: it hears of this there, before
   // anything that the driver does next.
-  reset_pending_ = true;
+  state_.reset_pending = true;
   if (!notifiers_.empty()) notifiers_.front().Signal();
 }
 
 void VirtioMmio::MarkNeedsReset() {
-  status_ |= VIRTIO_CONFIG_S_NEEDS_RESET;
+  state_.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
   needs_reset_count_.fetch_add(1, std::memory_order_relaxed);
   Interrupt(VIRTIO_MMIO_INT_CONFIG);
 }
@@ -270,8 +268,8 @@ void VirtioMmio::Interrupt(uint32_t cause) {
 
 Turn VirtioMmio::HandleNotify(uint16_t queue) {
   std::lock_guard lock(mutex_);
-  if (reset_pending_) {
-    reset_pending_ = false;
+  if (state_.reset_pending) {
+    state_.reset_pending = false;
     device_.HandleReset();
   }
   if (!running()) return Turn::kIdle;

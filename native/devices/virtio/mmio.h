@@ -32,17 +32,6 @@ class VirtioMmio final : public BusDevice {
   static constexpr uint64_t kBytes = 0x1000;      // Size of the register window
   static constexpr uint64_t kQueueNotify = 0x50;  // Offset for the ioeventfds, 4 bytes
 
-  // Everything that a snapshot must keep of the transport.
-  struct State {
-    uint32_t status = 0;
-    uint32_t interrupt_status = 0;
-    uint64_t driver_features = 0;
-    uint32_t device_features_select = 0;
-    uint32_t driver_features_select = 0;
-    uint32_t queue_select = 0;
-    std::vector<QueueState> queues;
-  };
-
   // All three outlive this object.
   static Result<std::unique_ptr<VirtioMmio>> Create(VirtioDevice& device, const GuestMemory& memory,
                                                     InterruptLine& line);
@@ -65,6 +54,17 @@ class VirtioMmio final : public BusDevice {
   uint64_t ignored_accesses() const { return ignored_accesses_.load(std::memory_order_relaxed); }
 
  private:
+  // Everything that a snapshot must keep of the transport, besides its queues
+  // and the interrupt status.
+  struct State {
+    uint32_t status = 0;
+    uint64_t driver_features = 0;
+    uint32_t device_features_select = 0;
+    uint32_t driver_features_select = 0;
+    uint32_t queue_select = 0;
+    bool reset_pending = false;  // The device has not heard of the last reset yet
+  };
+
   VirtioMmio(VirtioDevice& device, const GuestMemory& memory, InterruptLine& line);
 
   uint32_t ReadRegister(uint64_t offset);
@@ -94,12 +94,7 @@ class VirtioMmio final : public BusDevice {
   std::mutex mutex_;
   // Thread: all below under mutex_.
   std::vector<Virtqueue> queues_;
-  uint32_t status_ = 0;
-  uint64_t driver_features_ = 0;
-  uint32_t device_features_select_ = 0;
-  uint32_t driver_features_select_ = 0;
-  uint32_t queue_select_ = 0;
-  bool reset_pending_ = false;  // The device has not heard of the last reset yet
+  State state_;
 };
 
 }  // namespace forklet
