@@ -9,11 +9,12 @@ void log_error(const char* what, int error) {
   char line[256];
   const int length = snprintf(line, sizeof(line), "forklet-agent: %s: %s\n", what, strerror(error));
   if (length <= 0) return;
-  size_t bytes = (size_t)length < sizeof(line) ? (size_t)length : sizeof(line) - 1;
+  const size_t bytes = (size_t)length < sizeof(line) ? (size_t)length : sizeof(line) - 1;
   int fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC | O_NOCTTY);
   if (fd < 0) fd = open("/dev/console", O_WRONLY | O_CLOEXEC | O_NOCTTY);
   if (fd < 0) return;
   // Nothing is left to report a failure to.
-  if (write(fd, line, bytes) < 0) bytes = 0;
+  const ssize_t written = write(fd, line, bytes);
+  (void)written;
   close(fd);
 }

@@ -42,10 +42,20 @@ static void pause_ms(long ms) {
   nanosleep(&pause, NULL);
 }
 
+// Without /dev/console in the root the kernel starts PID 1 with nothing at 0 to 2, which are for
+// /dev/null.
+static int vsock_above_stdio(void) {
+  const int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0 || fd > STDERR_FILENO) return fd;
+  const int above = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+  close(fd);
+  return above;
+}
+
 // Begins to connect, so that the host's answer is under way while the mounts are made.
 static int dial(void) {
   const struct vsock_address host = {.family = AF_VSOCK, .port = FK_CONTROL_PORT, .cid = HOST_CID};
-  const int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  const int fd = vsock_above_stdio();
   if (fd < 0) return -1;
   if (connect(fd, (const struct sockaddr*)&host, sizeof(host)) == 0 || errno == EINPROGRESS) {
     return fd;
@@ -62,9 +72,11 @@ static int wait_connected(int fd) {
   const int count = poll(&wait, 1, DIAL_TIMEOUT_MS);
   if (count < 0) return errno;
   if (count == 0) return ETIMEDOUT;
+  if (!(wait.revents & (POLLERR | POLLHUP))) return 0;
   int error = 0;
   socklen_t length = sizeof(error);
-  return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0 ? errno : error;
+  if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0) return errno;
+  return error != 0 ? error : ECONNRESET;
 }
 
 static int connect_to_host(int fd) {

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <net/if.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,20 +15,21 @@
 
 #include "log.h"
 
-// In the order of the table: /dev before what is inside it. Mount first and make the directory only
-// if that fails: in the guest each system call counts.
-static const struct {
+// In this order: /dev before what is inside it. Where the directory is usually there, mounting is
+// tried before making it: in the guest each system call counts.
+static const struct mount_point {
   const char* target;
   const char* type;
   unsigned long flags;
   const char* options;
+  bool missing; /* in a fresh devtmpfs */
 } mounts[] = {
-    {"/dev", "devtmpfs", MS_NOSUID, "mode=0755"},
-    {"/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
-    {"/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
-    {"/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666"},
-    {"/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"},
-    {"/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
+    {"/dev", "devtmpfs", MS_NOSUID, "mode=0755", false},
+    {"/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, false},
+    {"/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, false},
+    {"/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666", true},
+    {"/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777", true},
+    {"/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL, false},
 };
 
 static const struct {
@@ -51,24 +53,29 @@ static const struct {
     {"/run", 0755, "mode=0755"},
 };
 
-static void mount_one(const char* target, const char* type, unsigned long flags,
-                      const char* options) {
-  if (mount(type, target, type, flags, options) == 0) return;
-  if (errno == ENOENT && mkdir(target, 0755) == 0 &&
-      mount(type, target, type, flags, options) == 0) {
+static bool try_mount(const struct mount_point* point) {
+  return mount(point->type, point->target, point->type, point->flags, point->options) == 0;
+}
+
+static void mount_one(const struct mount_point* point) {
+  if (point->missing) mkdir(point->target, 0755);
+  if (try_mount(point)) return;
+  if (errno == ENOENT && !point->missing && mkdir(point->target, 0755) == 0 && try_mount(point)) {
     return;
   }
   // Already there, or not in this kernel.
-  if (errno != EBUSY && errno != ENODEV) log_error(target, errno);
+  if (errno != EBUSY && errno != ENODEV) log_error(point->target, errno);
 }
 
 static void make_writable(void) {
   struct statvfs root;
-  const int read_only = statvfs("/", &root) == 0 && root.f_flag & ST_RDONLY;
+  const bool read_only = statvfs("/", &root) == 0 && root.f_flag & ST_RDONLY;
   for (size_t i = 0; i < sizeof(writable) / sizeof(writable[0]); i++) {
     const char* path = writable[i].path;
     if (read_only) {
-      mount_one(path, "tmpfs", MS_NOSUID | MS_NODEV, writable[i].options);
+      const struct mount_point point = {path, "tmpfs", MS_NOSUID | MS_NODEV, writable[i].options,
+                                        false};
+      mount_one(&point);
     } else if (mkdir(path, writable[i].mode) == 0) {
       // Regardless of the umask.
       chmod(path, writable[i].mode);
@@ -80,7 +87,7 @@ static void make_writable(void) {
 
 void mounts_create(void) {
   for (size_t i = 0; i < sizeof(mounts) / sizeof(mounts[0]); i++) {
-    mount_one(mounts[i].target, mounts[i].type, mounts[i].flags, mounts[i].options);
+    mount_one(&mounts[i]);
   }
   for (size_t i = 0; i < sizeof(links) / sizeof(links[0]); i++) {
     if (symlink(links[i].target, links[i].path) < 0 && errno != EEXIST) {

@@ -181,7 +181,8 @@ export class CpioScanner {
   end(): void {
     if (this.#position === 0) throw new CpioError('is empty');
     if (this.#held.length > 0) this.#checkMagic(true);
-    if (this.#held.length > 0 || this.#skip > 0 || this.#header || !this.#afterTrailer) {
+    // The padding behind the trailer may be missing.
+    if (this.#held.length > 0 || this.#header || !this.#afterTrailer) {
       throw new CpioError(`is truncated: it ends inside an entry at byte ${this.#position}`);
     }
   }
@@ -210,7 +211,7 @@ export class CpioScanner {
       return;
     }
     const { size, nameBytes } = this.#header;
-    const name = this.#held.subarray(0, nameBytes);
+    const name = this.#held;
     if (name.indexOf(0) !== nameBytes - 1) {
       throw new CpioError(`is damaged: malformed name before byte ${this.#position}`);
     }
@@ -218,7 +219,7 @@ export class CpioScanner {
     this.#header = null;
     this.#wanted = HEADER_BYTES;
     this.#afterTrailer = name.toString('latin1', 0, nameBytes - 1) === TRAILER;
-    this.#skip = size + padding(size).length;
+    this.#skip = padding(HEADER_BYTES + nameBytes).length + size + padding(size).length;
   }
 
   #takeHeader(): void {
@@ -235,7 +236,7 @@ export class CpioScanner {
     }
     this.#header = { size: number(6), nameBytes };
     this.#held = Buffer.alloc(0);
-    this.#wanted = nameBytes + padding(HEADER_BYTES + nameBytes).length;
+    this.#wanted = nameBytes;
     this.#afterTrailer = false;
   }
 }
