@@ -88,7 +88,7 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
   ASSIGN_OR_RETURN(const std::string command_line,
                    ComposeCommandLine(host, kVirtioDevices, config.kernel_args));
   WriteBootParameters(vm->memory_, command_line, initramfs, kernel.setup_header);
-  TRY(WriteMpTable(vm->memory_, config.vcpus));
+  WriteMpTable(vm->memory_, config.vcpus, kVirtioDevices);
   times.kernel_loaded = MonotonicNs() - epoch_ns;
 
   TRY(vm->CreateDevices());

@@ -74,7 +74,6 @@ struct Interrupt {
 };
 static_assert(sizeof(Interrupt) == 8);
 
-constexpr uint8_t kIoApicPins = 24;
 constexpr uint8_t kAllLocalApics = 0xff;
 
 // The byte that makes the whole sum to zero.
@@ -92,7 +91,7 @@ void Append(std::vector<uint8_t>& table, const Entry& entry) {
 
 }  // namespace
 
-Status WriteMpTable(const GuestMemory& memory, uint32_t vcpus) {
+void WriteMpTable(const GuestMemory& memory, uint32_t vcpus, uint32_t virtio_devices) {
   CHECK(vcpus >= 1 && vcpus <= kMaxVcpus);
   std::vector<uint8_t> table(sizeof(TableHeader));
   uint16_t entries = 0;
@@ -106,13 +105,15 @@ Status WriteMpTable(const GuestMemory& memory, uint32_t vcpus) {
   }
   add(Bus{});
   add(IoApic{});
-  for (uint8_t pin = 0; pin < kIoApicPins; ++pin) {
+  const auto add_pin = [&](uint32_t gsi) {
     add(Interrupt{.type = 3,
                   .interrupt_type = 0,
-                  .source_irq = pin,
+                  .source_irq = static_cast<uint8_t>(gsi),
                   .destination_id = kIoApicId,
-                  .destination_pin = pin});
-  }
+                  .destination_pin = static_cast<uint8_t>(gsi)});
+  };
+  add_pin(layout::kSerialGsi);
+  for (uint32_t i = 0; i < virtio_devices; ++i) add_pin(layout::kVirtioGsi + i);
   add(Interrupt{.type = 4, .interrupt_type = 3, .destination_id = 0, .destination_pin = 0});
   add(Interrupt{
       .type = 4, .interrupt_type = 1, .destination_id = kAllLocalApics, .destination_pin = 1});
@@ -141,7 +142,6 @@ Status WriteMpTable(const GuestMemory& memory, uint32_t vcpus) {
   // Guest memory is at least 32 MiB, so that low addresses are always RAM.
   CHECK(memory.WriteObject(layout::kMpTable, pointer));
   CHECK(memory.Write(table_address, table));
-  return Ok();
 }
 
 }  // namespace forklet
