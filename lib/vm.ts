@@ -140,7 +140,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     try {
       const core = Core.get();
       const { kernelPath, initramfs } = await prepareBoot(checked);
-      const session = new VmSession(core);
+      const session = new VmSession(core, { id, parentId: null });
       const timings = await session.boot({
         config: {
           memoryBytes,

@@ -15,6 +15,7 @@ import { AgentConnection } from './agent-connection.js';
 import { ConsoleBuffer } from './console-buffer.js';
 import type { Core, VmListener } from './core.js';
 import { Deferred } from './deferred.js';
+import { type Observation, observe } from './diagnostics.js';
 import { CONTROL_PORT, encodeConfigure } from './protocol.js';
 
 export type VmState = 'running' | 'exited' | 'closed';
@@ -40,6 +41,8 @@ export class VmSession implements VmListener {
   readonly #vm: number;
   readonly #console = new ConsoleBuffer();
   readonly #exited = new Deferred<VmExit>();
+  /** From creation to exit, for diagnostics */
+  readonly #life: Observation;
   /** What ends a boot from outside; made into an error where the caller is on the stack. */
   readonly #bootFailure = new Deferred<() => Error>();
   #observer: WeakRef<SessionObserver> | undefined;
@@ -49,8 +52,9 @@ export class VmSession implements VmListener {
   #closing: Promise<void> | undefined;
   #holdsLoop = false;
 
-  constructor(core: Core) {
+  constructor(core: Core, vm: { readonly id: string; readonly parentId: string | null }) {
     this.#core = core;
+    this.#life = observe('exit', vm, 'exit', () => ({}));
     this.#vm = core.add(this);
     this.agent = new AgentConnection(
       {
@@ -206,6 +210,7 @@ export class VmSession implements VmListener {
     if (this.#exit !== undefined) return;
     this.#exit = { reason, detail, console: this.#console.toString() };
     this.#exited.resolve(this.#exit);
+    this.#life.succeed({ reason, detail });
     this.#observer?.deref()?.onExit(this.#exit);
   }
 

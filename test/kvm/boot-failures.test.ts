@@ -1,3 +1,4 @@
+import diagnostics_channel from 'node:diagnostics_channel';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -153,6 +154,32 @@ describe.runIf(hasKvm)('a guest that stops while it boots', () => {
       expect(error.stack).toContain('boot-failures.test.ts');
     },
   );
+
+  test('is published on the diagnostics channels', async () => {
+    const messages: unknown[] = [];
+    const listener = (message: unknown): void => void messages.push(message);
+    for (const name of ['forklet:create', 'forklet:exit']) {
+      diagnostics_channel.subscribe(name, listener);
+    }
+    await failure({
+      kernel: kernels.write(ring(DoorbellEvent.panic)),
+      vcpus: 2,
+      env: { KEY: 'x' },
+    });
+    for (const name of ['forklet:create', 'forklet:exit']) {
+      diagnostics_channel.unsubscribe(name, listener);
+    }
+
+    expect(messages).toMatchObject([
+      { operation: 'exit', outcome: 'ok', result: { reason: 'panic' } },
+      {
+        operation: 'create',
+        arguments: { vcpus: 2, env: ['KEY'] },
+        outcome: 'error',
+        errorCode: 'ERR_VM_EXITED',
+      },
+    ]);
+  });
 
   test('leaves nothing behind', async () => {
     const kernel = kernels.write(print('x'), fault);
