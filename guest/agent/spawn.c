@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -76,8 +77,11 @@ IN_CHILD static int child(void* argument) {
   }
   request->stage = FK_STAGE_CWD;
   if (request->cwd && chdir(request->cwd) < 0) goto failed;
-  // No disposition needs restoring: the agent has no handler and ignores nothing.
   request->stage = FK_STAGE_EXECUTE;
+  // The agent's scheduling policy is inherited; see main.c. musl's wrapper does nothing.
+  const struct sched_param parameters = {0};
+  syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &parameters);
+  // No disposition needs restoring: the agent has no handler and ignores nothing.
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, NULL);
