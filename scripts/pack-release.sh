@@ -39,11 +39,9 @@ for artifact in vmlinux agent rootfs.cpio; do
 done
 chmod 755 "$guest/agent"
 kernel="$(dirname "$(readlink -f prebuilt/linux-x64/vmlinux)")"
-mkdir -p "$guest/kernel-source/patches"
+cp -r guest/kernel "$guest/kernel-source"
 cp "$kernel/SOURCE.md" "$kernel/COPYING" "$kernel/GPL-2.0" "$guest/kernel-source/"
 cp "$kernel/config" "$guest/kernel-source/config.full"
-cp guest/kernel/config guest/kernel/build "$guest/kernel-source/"
-cp guest/kernel/patches/*.patch "$guest/kernel-source/patches/"
 
 # What Debian's packages contributed to the binaries, with their licences.
 mkdir -p "$guest/licenses"
