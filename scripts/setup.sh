@@ -37,11 +37,13 @@ run_step() {
   local name="$1" title="$2" log="$logs/$1.log" begin=$SECONDS status=0 pid next=30
   shift 2
   printf '==> %s\n' "$title"
-  # The lock's descriptor stays with this script alone: whatever a step leaves running must not
-  # hold it.
-  "$@" >"$log" 2>&1 9>&- &
+  # In a process group of its own, so that an interrupt reaches everything that the step has
+  # started; and without the lock's descriptor, which is this script's alone.
+  set -m
+  "$@" </dev/null >"$log" 2>&1 9>&- &
   pid=$!
-  trap 'kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; exit 130' INT TERM
+  set +m
+  trap 'kill -- "-$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; exit 130' INT TERM
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.2
     if [ $((SECONDS - begin)) -ge "$next" ]; then
