@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "connection.h"
+#include "limits.h"
 #include "operation.h"
 #include "process_group.h"
 #include "protocol.h"
@@ -308,7 +309,9 @@ static int parse(struct exec_options* options, uint8_t* payload, size_t bytes) {
 // Makes a pipe for the child's descriptor `child_fd`. Returns the agent's end, or -1.
 static int make_pipe(struct spawn* request, int child_fd) {
   int ends[2];
-  if (pipe2(ends, O_CLOEXEC) < 0) return -1;
+  while (pipe2(ends, O_CLOEXEC) < 0) {
+    if (errno != EMFILE || !limits_raise()) return -1;
+  }
   const int ours = child_fd == STDIN_FILENO ? ends[1] : ends[0];
   request->fds[child_fd] = child_fd == STDIN_FILENO ? ends[0] : ends[1];
   fcntl(ours, F_SETFL, O_NONBLOCK);

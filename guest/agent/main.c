@@ -8,7 +8,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/reboot.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -123,8 +122,6 @@ static void serve(void) {
   mounts_create();
   open_null();
   loopback_up();
-  const struct rlimit descriptors = {LOOP_DESCRIPTORS, LOOP_DESCRIPTORS};
-  if (setrlimit(RLIMIT_NOFILE, &descriptors) < 0) log_error("RLIMIT_NOFILE", errno);
   yield_to_commands();
   int error = loop_create();
   if (error != 0) {

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "limits.h"
 #include "protocol.h"
 
 // The child runs in the agent's memory, on a stack of its own, while the agent is suspended. It
@@ -81,6 +82,7 @@ IN_CHILD static int child(void* argument) {
   // The agent's scheduling policy is inherited; see main.c. musl's wrapper does nothing.
   const struct sched_param parameters = {0};
   syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &parameters);
+  limits_restore();
   // No disposition needs restoring: the agent has no handler and ignores nothing.
   sigset_t none;
   sigemptyset(&none);

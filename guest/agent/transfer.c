@@ -11,12 +11,18 @@
 
 #include "connection.h"
 #include "files.h"
+#include "limits.h"
 #include "operation.h"
 #include "protocol.h"
 #include "stream.h"
 
-// Devices and FIFOs must not hold the loop up, nor become anybody's terminal.
-enum { OPEN_FLAGS = O_CLOEXEC | O_NONBLOCK | O_NOCTTY };
+static int open_file(const char* path, int flags, mode_t mode) {
+  for (;;) {
+    // Devices and FIFOs must not hold the loop up, nor become anybody's terminal.
+    const int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, mode);
+    if (fd >= 0 || errno != EMFILE || !limits_raise()) return fd;
+  }
+}
 
 // Reading a file.
 
@@ -61,7 +67,7 @@ static const struct operation_type read_type = {
 
 int file_read(uint32_t id, const struct file_request* request) {
   if (request->flags != 0 || request->first > INT64_MAX) return EPROTO;
-  const int fd = open(request->path, O_RDONLY | OPEN_FLAGS);
+  const int fd = open_file(request->path, O_RDONLY, 0);
   if (fd < 0) return errno;
   struct read_operation* reading = NULL;
   int error = 0;
@@ -115,10 +121,10 @@ static const struct operation_type write_type = {
 
 int file_write(uint32_t id, const struct file_request* request) {
   if (request->flags & ~(uint32_t)(FK_FILE_APPEND | FK_FILE_EXCLUSIVE)) return EPROTO;
-  int flags = O_WRONLY | O_CREAT | OPEN_FLAGS;
+  int flags = O_WRONLY | O_CREAT;
   flags |= request->flags & FK_FILE_APPEND ? O_APPEND : O_TRUNC;
   if (request->flags & FK_FILE_EXCLUSIVE) flags |= O_EXCL;
-  const int fd = open(request->path, flags, request->mode & 07777);
+  const int fd = open_file(request->path, flags, request->mode & 07777);
   if (fd < 0) return errno;
   struct write_operation* writing = operation_new(&write_type, id, sizeof(*writing));
   if (!writing) {
@@ -224,7 +230,7 @@ static const struct operation_type list_type = {
 
 int file_readdir(uint32_t id, const struct file_request* request) {
   if (request->flags != 0) return EPROTO;
-  const int fd = open(request->path, O_RDONLY | O_DIRECTORY | OPEN_FLAGS);
+  const int fd = open_file(request->path, O_RDONLY | O_DIRECTORY, 0);
   if (fd < 0) return errno;
   struct list_operation* list = operation_new(&list_type, id, sizeof(*list));
   if (!list) {

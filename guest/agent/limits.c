@@ -1,0 +1,26 @@
+#include "limits.h"
+
+#include <sys/resource.h>
+
+#include "loop.h"
+
+static struct rlimit original;
+static bool raised;
+
+bool limits_raise(void) {
+  if (raised || getrlimit(RLIMIT_NOFILE, &original) < 0) return false;
+  struct rlimit wanted = {.rlim_cur = LOOP_DESCRIPTORS, .rlim_max = original.rlim_max};
+  if (wanted.rlim_max < LOOP_DESCRIPTORS) wanted.rlim_max = LOOP_DESCRIPTORS;
+  if (original.rlim_cur >= LOOP_DESCRIPTORS) return false;
+  raised = setrlimit(RLIMIT_NOFILE, &wanted) == 0;
+  if (!raised) {
+    // Not root: as far as the hard limit goes.
+    wanted.rlim_cur = wanted.rlim_max = original.rlim_max;
+    raised = original.rlim_cur < original.rlim_max && setrlimit(RLIMIT_NOFILE, &wanted) == 0;
+  }
+  return raised;
+}
+
+void limits_restore(void) {
+  if (raised) setrlimit(RLIMIT_NOFILE, &original);
+}
