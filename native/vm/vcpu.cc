@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <span>
 
 #include "vm/completion_access.h"
 
@@ -34,6 +35,17 @@ const char* ExitName(uint32_t reason) {
     default:
       return "other";
   }
+}
+
+// The instruction as KVM fetched it; empty when KVM does not say.
+std::span<const uint8_t> RefusedBytes(const kvm_run& run) {
+  const auto& failure = run.emulation_failure;
+  if (failure.ndata == 0 ||
+      (failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) == 0 ||
+      failure.insn_size > sizeof failure.insn_bytes) {
+    return {};
+  }
+  return {failure.insn_bytes, failure.insn_size};
 }
 
 std::string Hex(uint64_t value) {
@@ -174,7 +186,7 @@ Vcpu::Next Vcpu::HandleInternalError() {
                 "KVM internal error, suberror " + std::to_string(suberror) + Where());
   }
   CompletionAccess access(fd_, context_.xsave_bytes);
-  auto completed = CompleteInstruction(access, *context_.memory);
+  auto completed = CompleteInstruction(access, *context_.memory, RefusedBytes(run));
   if (!completed.ok()) {
     return Exit(ExitReason::kInternalError, completed.error().Message() + Where());
   }

@@ -76,6 +76,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto code = input.TakeBytes(kMaxInstructionBytes);
   std::memcpy(Memory().Range(GuestAddress{cpu.registers.rip}, 16), code.data(), code.size());
 
+  // What KVM says that it fetched: all of it, a part, or nothing.
+  const size_t known = std::min<size_t>(code.size(), (options >> 4));
+
   cpu.control.cr0 = x86::kCr0Pg | x86::kCr0Wp;
   cpu.control.cr3 = kTop;
   cpu.control.cr4 = x86::kCr4Osfxsr | x86::kCr4Osxsave;
@@ -108,7 +111,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
 
   const uint64_t rip = cpu.registers.rip;
-  auto result = CompleteInstruction(cpu, Memory());
+  auto result = CompleteInstruction(cpu, Memory(), code.first(known));
   if (!result.ok()) std::abort();
   const uint64_t moved = cpu.registers.rip - rip;
   if (moved > kMaxInstructionBytes) std::abort();

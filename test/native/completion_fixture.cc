@@ -299,7 +299,7 @@ void Bench::SetCode(std::span<const uint8_t> bytes, size_t offset) {
 }
 
 Completion Bench::Complete() {
-  auto result = CompleteInstruction(cpu, space.memory());
+  auto result = CompleteInstruction(cpu, space.memory(), {});
   REQUIRE(result.ok());
   return std::move(result).value();
 }

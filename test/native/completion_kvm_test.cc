@@ -28,6 +28,7 @@ constexpr uint64_t kTestXcr0 = 7;
 
 bool HaveKvm() {
   if (Kvm::Open(kKvmPath).ok()) return true;
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): nothing changes the environment
   REQUIRE_MESSAGE(std::getenv("REQUIRE_KVM") == nullptr, "/dev/kvm is needed");
   MESSAGE("not run: no /dev/kvm");
   return false;
@@ -102,7 +103,7 @@ class KvmGuest {
       REQUIRE(run.exit_reason == KVM_EXIT_INTERNAL_ERROR);
       REQUIRE(run.internal.suberror == KVM_INTERNAL_ERROR_EMULATION);
       CompletionAccess access(vcpu.value(), size);
-      auto result = CompleteInstruction(access, space_.memory());
+      auto result = CompleteInstruction(access, space_.memory(), {});
       REQUIRE_MESSAGE(result.ok(), (result.ok() ? "" : result.error().Message()));
       CAPTURE(result.value().description);
       REQUIRE(result.value().outcome != Completion::Outcome::kNotRecognised);

@@ -217,6 +217,34 @@ TEST_CASE("The page behind an instruction is not looked at when it ends before")
   CHECK(bench.Complete().outcome == Outcome::kCompleted);
 }
 
+TEST_CASE("A breakpoint that was patched away since KVM fetched it still traps") {
+  Bench bench;
+  bench.SetCode(Code{0xe9, 0, 0, 0, 0});
+  const Code fetched = {0xcc, 0, 0, 0, 0};
+
+  auto result = CompleteInstruction(bench.cpu, bench.space.memory(), fetched);
+
+  REQUIRE(result.ok());
+  CHECK(result.value().outcome == Outcome::kInjected);
+  CHECK(bench.cpu.injected->vector == 3);
+  CHECK(bench.cpu.registers.rip == bench.code.address() + 1);
+}
+
+TEST_CASE("What KVM fetched in part is read on in memory") {
+  const Code popcnt = {0xf3, 0x48, 0x0f, 0xb8, 0xc1};
+  Bench bench;
+  for (size_t known = 0; known <= popcnt.size(); ++known) {
+    CAPTURE(known);
+    bench.SetCode(popcnt, 4096 - 3);
+    bench.cpu.registers.gpr[kRcx] = 0xff;
+    auto result =
+        CompleteInstruction(bench.cpu, bench.space.memory(), std::span(popcnt).first(known));
+    REQUIRE(result.ok());
+    CHECK(result.value().outcome == Outcome::kCompleted);
+    CHECK(bench.cpu.registers.gpr[kRax] == 8);
+  }
+}
+
 TEST_CASE("Fifteen bytes are an instruction's limit") {
   Bench bench;
   Code code(14, 0x66);
@@ -232,7 +260,7 @@ TEST_CASE("A failure of the vCPU is an error, not a completion") {
   for (const Code& code : {Code{0x9b}, Code{0xcc}, Code{0x0f, 0xff}, Code{0x0f, 0xae, 0x13}}) {
     bench.cpu.registers.gpr[kRbx] = bench.data.address();
     bench.SetCode(code);
-    auto result = CompleteInstruction(bench.cpu, bench.space.memory());
+    auto result = CompleteInstruction(bench.cpu, bench.space.memory(), {});
     REQUIRE_FALSE(result.ok());
     CHECK(result.error().code == ErrorCode::kKvm);
   }

@@ -31,7 +31,7 @@ struct InstructionBytes {
   }
 };
 
-// Appends what RIP's page, or the next one, holds of the instruction.
+// Appends what memory holds of the instruction, up to the end of a page.
 bool Fetch(CompletionContext& context, InstructionBytes& bytes) {
   const uint64_t address = context.registers().rip + bytes.size;
   uint8_t* host = nullptr;
@@ -43,24 +43,23 @@ bool Fetch(CompletionContext& context, InstructionBytes& bytes) {
   return true;
 }
 
+// Fetches as long as the instruction goes on: the page behind it is not looked
+// at.
 bool FetchAndDecode(CompletionContext& context, InstructionBytes& bytes, Instruction& instruction) {
-  if (!Fetch(context, bytes)) return false;
-  Decoded decoded = Decode({bytes.data.data(), bytes.size});
-  // The next page is looked at only if the instruction reaches into it.
-  if (decoded.status == Decoded::Status::kTruncated && bytes.size < bytes.data.size()) {
-    if (!Fetch(context, bytes)) return false;
-    decoded = Decode({bytes.data.data(), bytes.size});
+  for (;;) {
+    const Decoded decoded = Decode({bytes.data.data(), bytes.size});
+    switch (decoded.status) {
+      case Decoded::Status::kInstruction:
+        instruction = decoded.instruction;
+        return true;
+      case Decoded::Status::kNotRecognised:
+        return context.RefuseBecause("not an instruction that is completed");
+      case Decoded::Status::kTruncated:
+        // Longer than an instruction may be.
+        if (bytes.size == bytes.data.size()) return context.RaiseProtection();
+        if (!Fetch(context, bytes)) return false;
+    }
   }
-  switch (decoded.status) {
-    case Decoded::Status::kInstruction:
-      instruction = decoded.instruction;
-      return true;
-    case Decoded::Status::kTruncated:
-      return context.RaiseProtection();  // Longer than an instruction may be
-    case Decoded::Status::kNotRecognised:
-      break;
-  }
-  return context.RefuseBecause("not an instruction that is completed");
 }
 
 bool Execute(CompletionContext& context, const Instruction& instruction) {
@@ -148,14 +147,17 @@ Result<Completion> EndWith(CompletionContext& context, const InstructionBytes& b
 
 }  // namespace
 
-Result<Completion> CompleteInstruction(CpuAccess& cpu, const GuestMemory& memory) {
+Result<Completion> CompleteInstruction(CpuAccess& cpu, const GuestMemory& memory,
+                                       std::span<const uint8_t> fetched) {
   ASSIGN_OR_RETURN(CompletionContext context, CompletionContext::Create(cpu, memory));
   const CpuControl& control = context.control();
   if ((control.cr0 & x86::kCr0Pg) == 0 || (control.efer & x86::kEferLma) == 0 || !control.code64) {
     return Completion{Outcome::kNotRecognised, "code that does not run in 64-bit mode"};
   }
   InstructionBytes bytes;
-  Instruction instruction;
+  bytes.size = std::min(fetched.size(), bytes.data.size());
+  std::copy_n(fetched.begin(), bytes.size, bytes.data.begin());
+  Instruction instruction = {};
   if (!FetchAndDecode(context, bytes, instruction) || !Execute(context, instruction)) {
     return EndWith(context, bytes);
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "arch/x86_64/completion/cpu_access.h"
@@ -26,10 +27,16 @@ struct Completion {
 // effects and exceptions that the processor would have had. Which ones, and
 // why: docs/instruction-completion.md.
 //
+// `fetched` is the start of the instruction as KVM fetched it, or empty when it
+// does not say. It is preferred to what memory holds now: another vCPU may be
+// patching this very code, and then what was refused is the breakpoint that it
+// had put there.
+//
 // The guest may be hostile: its registers, page tables and operands are read
 // once, and all work is bounded. Fails only when `cpu` does.
 //
 // Thread: the vCPU's, while it is outside KVM_RUN.
-Result<Completion> CompleteInstruction(CpuAccess& cpu, const GuestMemory& memory);
+Result<Completion> CompleteInstruction(CpuAccess& cpu, const GuestMemory& memory,
+                                       std::span<const uint8_t> fetched);
 
 }  // namespace forklet

@@ -128,7 +128,8 @@ bool GuestRange::CheckAlignment(uint64_t alignment) {
 }
 
 bool GuestRange::Touch(uint64_t offset, uint64_t size, MemoryAccess access) {
-  CHECK(size > 0 && offset + size <= kMaxBytes);
+  CHECK(size > 0);
+  if (offset + size > kMaxBytes) return context_.RefuseBecause("its operand is too large");
   const uint64_t in_page = address_ % layout::kPageSize;
   const uint64_t first = (in_page + offset) / layout::kPageSize;
   const uint64_t last = (in_page + offset + size - 1) / layout::kPageSize;

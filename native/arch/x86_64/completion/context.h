@@ -92,8 +92,7 @@ class GuestRange {
 
   // Ends the instruction with #GP when the address is no multiple.
   [[nodiscard]] bool CheckAlignment(uint64_t alignment);
-  // Translates the pages of [offset, offset + size), with size > 0 and an end
-  // of at most kMaxBytes.
+  // Translates the pages of [offset, offset + size), with size > 0.
   [[nodiscard]] bool Touch(uint64_t offset, uint64_t size, MemoryAccess access);
 
   // Prerequisite of these: the bytes were touched, for writing where they are
