@@ -73,7 +73,12 @@ if (!applets.includes('sh')) throw new Error(`${busyboxPath} has no shell`);
 
 const writer = new CpioWriter();
 const pieces = [];
-const add = (path, mode, data) => pieces.push(writer.entry({ path, mode, data }));
+let bytes = 0;
+function add(path, mode, data) {
+  const piece = writer.entry({ path, mode, data }, bytes);
+  pieces.push(piece);
+  bytes += piece.byteLength;
+}
 for (const [path, permissions] of directories) add(path, FileKind.directory | permissions);
 add('usr/lib', FileKind.directory | 0o755);
 for (const [path, target] of Object.entries(links)) {

@@ -19,6 +19,8 @@ export const MAX_FILE_BYTES = 0xffff_ffff;
 
 const HEADER_BYTES = 110;
 const ALIGNMENT = 4;
+/** Contents that start at a multiple of this can be moved into the guest's files, not copied. */
+const PAGE_BYTES = 4096;
 const TRAILER = 'TRAILER!!!';
 /** PATH_MAX of Linux, with the NUL: longer names and symlinks are not unpacked. */
 const MAX_PATH_BYTES = 4096;
@@ -49,6 +51,17 @@ export function padding(size: number): Uint8Array {
   return new Uint8Array((ALIGNMENT - (size % ALIGNMENT)) % ALIGNMENT);
 }
 
+/** Zero bytes up to the next page boundary, so that an archive behind them keeps its alignment. */
+export function pagePadding(offset: number): Uint8Array {
+  return new Uint8Array((PAGE_BYTES - (offset % PAGE_BYTES)) % PAGE_BYTES);
+}
+
+/** As many zeros, or none when there is no room for them. */
+function zerosToPage(offset: number, room: number): number {
+  const zeros = pagePadding(offset).length;
+  return zeros < room ? zeros : 0;
+}
+
 function field(value: number): string {
   return value.toString(16).toUpperCase().padStart(8, '0');
 }
@@ -63,14 +76,25 @@ export class CpioWriter {
     return this.#nextInode++;
   }
 
-  /** The header of an entry with its name. */
-  header(entry: CpioEntry): Buffer {
+  /**
+   * The header of an entry with its name, for a place `offset` bytes into the image that the
+   * kernel is given. Zeros behind the name, which every kernel accepts, make the contents of a
+   * regular file of at least a page start at a page boundary.
+   */
+  header(entry: CpioEntry, offset: number): Buffer {
     const name = typeof entry.path === 'string' ? Buffer.from(entry.path) : entry.path;
     if (name.byteLength === 0 || name.byteLength >= MAX_PATH_BYTES) {
       throw new RangeError(`Path of ${name.byteLength} bytes`);
     }
     const dataBytes = entry.data?.byteLength ?? entry.dataBytes ?? 0;
     if (dataBytes > MAX_FILE_BYTES) throw new RangeError(`File of ${dataBytes} bytes`);
+    const isRegular = (entry.mode & KIND_MASK) === FileKind.regular;
+    const nameBytes =
+      name.byteLength +
+      1 +
+      (isRegular && dataBytes >= PAGE_BYTES
+        ? zerosToPage(offset + HEADER_BYTES + name.byteLength + 1, MAX_PATH_BYTES - name.byteLength)
+        : 0);
     const text = [
       entry.inode ?? this.newInode(),
       entry.mode,
@@ -83,25 +107,25 @@ export class CpioWriter {
       0,
       entry.major ?? 0,
       entry.minor ?? 0,
-      name.byteLength + 1,
+      nameBytes,
       0,
     ];
-    const used = HEADER_BYTES + name.byteLength + 1;
+    const used = HEADER_BYTES + nameBytes;
     const buffer = Buffer.alloc(used + padding(used).length);
     buffer.write(`070701${text.map(field).join('')}`, 'latin1');
     buffer.set(name, HEADER_BYTES);
     return buffer;
   }
 
-  /** A whole entry whose contents are at hand. */
-  entry(entry: CpioEntry): Buffer {
+  /** A whole entry whose contents are at hand, at `offset` as in {@link header}. */
+  entry(entry: CpioEntry, offset: number): Buffer {
     const data = entry.data ?? new Uint8Array(0);
-    return Buffer.concat([this.header(entry), data, padding(data.byteLength)]);
+    return Buffer.concat([this.header(entry, offset), data, padding(data.byteLength)]);
   }
 
   /** What ends an archive. Another may follow it. */
   trailer(): Buffer {
-    return this.header({ path: TRAILER, mode: 0, inode: 0 });
+    return this.header({ path: TRAILER, mode: 0, inode: 0 }, 0);
   }
 }
 
@@ -212,13 +236,15 @@ export class CpioScanner {
     }
     const { size, nameBytes } = this.#header;
     const name = this.#held;
-    if (name.indexOf(0) !== nameBytes - 1) {
+    // One NUL ends the name; more of them may align the contents.
+    const end = name.indexOf(0);
+    if (end < 1 || name.subarray(end).some((byte) => byte !== 0)) {
       throw new CpioError(`is damaged: malformed name before byte ${this.#position}`);
     }
     this.#held = Buffer.alloc(0);
     this.#header = null;
     this.#wanted = HEADER_BYTES;
-    this.#afterTrailer = name.toString('latin1', 0, nameBytes - 1) === TRAILER;
+    this.#afterTrailer = name.toString('latin1', 0, end) === TRAILER;
     this.#skip = padding(HEADER_BYTES + nameBytes).length + size + padding(size).length;
   }
 

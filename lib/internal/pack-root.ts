@@ -6,6 +6,7 @@ import { type FileHandle, lstat, open, readdir, readlink, stat } from 'node:fs/p
 import { VmError } from '../errors.js';
 import { MiB } from '../units.js';
 import {
+  type CpioEntry,
   CpioError,
   CpioScanner,
   CpioWriter,
@@ -13,6 +14,7 @@ import {
   KIND_MASK,
   MAX_FILE_BYTES,
   padding,
+  pagePadding,
 } from './cpio.js';
 
 /** Bytes that one read asks for. */
@@ -57,25 +59,31 @@ export async function packRoot(options: PackOptions): Promise<Uint8Array[]> {
   const { root, agent, signal } = options;
   const segments = new Segments(options);
   const writer = new CpioWriter();
-  for (const entry of mountPoints(writer)) segments.add(entry);
+  for (const entry of mountPoints()) segments.add(writer.entry(entry, segments.bytes));
   const kind = await naming(root, stat(root));
   if (kind.isDirectory()) {
     await new DirectoryPacker(segments, writer, signal).pack(Buffer.from(root));
   } else if (kind.isFile()) {
     segments.add(writer.trailer());
+    segments.add(pagePadding(segments.bytes));
     await copyArchive(root, segments, signal);
   } else {
     throw badRoot(root, 'is neither a directory nor a file');
   }
-  segments.add(writer.entry({ path: AGENT_DIRECTORY, mode: FileKind.directory | 0o755 }));
-  const path = `${AGENT_DIRECTORY}/agent`;
-  segments.add(writer.entry({ path, mode: FileKind.regular | 0o755, data: agent }));
+  const directory = { path: AGENT_DIRECTORY, mode: FileKind.directory | 0o755 };
+  segments.add(writer.entry(directory, segments.bytes));
+  const program = {
+    path: `${AGENT_DIRECTORY}/agent`,
+    mode: FileKind.regular | 0o755,
+    data: agent,
+  };
+  segments.add(writer.entry(program, segments.bytes));
   segments.add(writer.trailer());
   signal?.throwIfAborted();
   return segments.finish();
 }
 
-function mountPoints(writer: CpioWriter): Buffer[] {
+function mountPoints(): CpioEntry[] {
   const directories = [
     ['dev', 0o755],
     ['proc', 0o555],
@@ -83,12 +91,13 @@ function mountPoints(writer: CpioWriter): Buffer[] {
     ['run', 0o755],
     ['tmp', 0o1777],
   ] as const;
-  const entries = directories.map(([path, permissions]) =>
-    writer.entry({ path, mode: FileKind.directory | permissions }),
-  );
+  const entries: CpioEntry[] = directories.map(([path, permissions]) => ({
+    path,
+    mode: FileKind.directory | permissions,
+  }));
   // The kernel opens it for PID 1 before anything is mounted.
   const mode = FileKind.characterDevice | 0o600;
-  entries.push(writer.entry({ path: 'dev/console', mode, major: 5, minor: 1 }));
+  entries.push({ path: 'dev/console', mode, major: 5, minor: 1 });
   return entries;
 }
 
@@ -104,6 +113,11 @@ class Segments {
   constructor({ root, maxBytes }: PackOptions) {
     this.#root = root;
     this.#maxBytes = maxBytes;
+  }
+
+  /** Bytes of the image so far. */
+  get bytes(): number {
+    return this.#totalBytes;
   }
 
   /** Throws when `bytes` more would be too many: before they are read. */
@@ -172,7 +186,7 @@ async function addFile(
     const { size } = found;
     if (!found.isFile()) throw badRoot(hostPath, 'is not a regular file any more');
     if (size > MAX_FILE_BYTES) throw badRoot(hostPath, 'is larger than 4 GiB');
-    segments.add(writer.header({ ...entry, ...more, dataBytes: size }));
+    segments.add(writer.header({ ...entry, ...more, dataBytes: size }, segments.bytes));
     await addContents(segments, file, size, hostPath);
   } finally {
     await file.close();
@@ -204,13 +218,17 @@ class DirectoryPacker {
         this.#signal?.throwIfAborted();
         const at = { host: join(host, name), guest: join(guest, name) };
         if (at.guest.equals(Buffer.from(AGENT_DIRECTORY))) continue;
-        if (await this.#add(at.host, at.guest)) pending.push(at);
+        if (await this.#pack(at.host, at.guest)) pending.push(at);
       }
     }
   }
 
+  #add(entry: CpioEntry): void {
+    this.#segments.add(this.#writer.entry(entry, this.#segments.bytes));
+  }
+
   /** True when it is a directory. */
-  async #add(host: Buffer, guest: Buffer): Promise<boolean> {
+  async #pack(host: Buffer, guest: Buffer): Promise<boolean> {
     const found = await naming(host, lstat(host, { bigint: true }));
     const kind = Number(found.mode) & KIND_MASK;
     if (kind === FileKind.socket) return false;
@@ -224,11 +242,9 @@ class DirectoryPacker {
       await this.#addRegular(host, entry, more, found);
     } else if (kind === FileKind.symlink) {
       const data = await naming(host, readlink(host, { encoding: 'buffer' }));
-      this.#segments.add(this.#writer.entry({ ...entry, ...more, data }));
+      this.#add({ ...entry, ...more, data });
     } else {
-      this.#segments.add(
-        this.#writer.entry({ ...entry, ...more, ...deviceNumber(kind, found.rdev) }),
-      );
+      this.#add({ ...entry, ...more, ...deviceNumber(kind, found.rdev) });
     }
     return kind === FileKind.directory;
   }
@@ -251,7 +267,7 @@ class DirectoryPacker {
       this.#linked.set(key, inode);
       await addFile(this.#segments, this.#writer, host, entry, link);
     } else {
-      this.#segments.add(this.#writer.entry({ ...entry, ...link }));
+      this.#add({ ...entry, ...link });
     }
   }
 }

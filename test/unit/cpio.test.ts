@@ -10,9 +10,12 @@ const REGULAR = FileKind.regular | 0o644;
 function archive(): Buffer {
   const writer = new CpioWriter();
   return Buffer.concat([
-    writer.entry({ path: 'etc', mode: FileKind.directory | 0o755 }),
-    writer.entry({ path: 'etc/name', mode: REGULAR, data: Buffer.from('forklet') }),
-    writer.entry({ path: 'link', mode: FileKind.symlink | 0o777, data: Buffer.from('etc/name') }),
+    writer.entry({ path: 'etc', mode: FileKind.directory | 0o755 }, 0),
+    writer.entry({ path: 'etc/name', mode: REGULAR, data: Buffer.from('forklet') }, 0),
+    writer.entry(
+      { path: 'link', mode: FileKind.symlink | 0o777, data: Buffer.from('etc/name') },
+      0,
+    ),
     writer.trailer(),
   ]);
 }
@@ -53,16 +56,16 @@ describe('CpioWriter', () => {
 
     for (let size = 0; size < 9; size++) {
       const entry = { path: 'x'.repeat(size + 1), mode: REGULAR, data: Buffer.alloc(size) };
-      expect(writer.entry(entry).length % 4).toBe(0);
+      expect(writer.entry(entry, 0).length % 4).toBe(0);
     }
   });
 
   test('refuses what the format or the kernel cannot hold', () => {
     const writer = new CpioWriter();
 
-    expect(() => writer.header({ path: '', mode: REGULAR })).toThrow(RangeError);
-    expect(() => writer.header({ path: 'x'.repeat(4096), mode: REGULAR })).toThrow(RangeError);
-    expect(() => writer.header({ path: 'x', mode: REGULAR, dataBytes: 2 ** 32 })).toThrow(
+    expect(() => writer.header({ path: '', mode: REGULAR }, 0)).toThrow(RangeError);
+    expect(() => writer.header({ path: 'x'.repeat(4096), mode: REGULAR }, 0)).toThrow(RangeError);
+    expect(() => writer.header({ path: 'x', mode: REGULAR, dataBytes: 2 ** 32 }, 0)).toThrow(
       RangeError,
     );
   });

@@ -197,6 +197,21 @@ describe('packRoot() of a directory', () => {
     });
   });
 
+  test('starts the contents of large files at page boundaries, in a directory and an archive', async () => {
+    const contents = Buffer.alloc(5000, 'unmistakable');
+    writeFileSync(join(root, 'large'), contents);
+    const writer = new CpioWriter();
+    const file = { path: 'large', mode: FileKind.regular | 0o600, data: contents };
+    const path = join(directory, 'root.cpio');
+    writeFileSync(path, Buffer.concat([writer.entry(file, 0), writer.trailer()]));
+
+    for (const source of [root, path]) {
+      const bytes = Buffer.concat(await pack(source));
+      expect(bytes.indexOf(contents)).toBeGreaterThan(0);
+      expect(bytes.indexOf(contents) % 4096).toBe(0);
+    }
+  });
+
   test('can be aborted', async () => {
     for (let i = 0; i < 100; i++) writeFileSync(join(root, `${i}`), '');
     const controller = new AbortController();
@@ -214,7 +229,7 @@ describe('packRoot() of an archive', () => {
     const path = join(directory, 'root.cpio');
     const file = { path: 'hello', mode: FileKind.regular | 0o600, data: Buffer.from('hello') };
     const agent = { path: '.forklet', mode: FileKind.symlink | 0o777, data: Buffer.from('/tmp') };
-    const pieces = [writer.entry(file), writer.entry(agent), writer.trailer()];
+    const pieces = [writer.entry(file, 0), writer.entry(agent, 0), writer.trailer()];
     // Not a multiple of 4: somebody cut the padding off.
     writeFileSync(path, Buffer.concat(pieces).subarray(0, -1));
     return path;
