@@ -14,9 +14,9 @@ enum class Turn : uint8_t {
   kMoreWork,  // The budget ran out first: call again, after the others
 };
 
-// The most that one device does in one turn, so that no VM starves the others
-// on the device thread. A chain is taken whole, so a turn may exceed the bytes
-// by one chain.
+// The most that one device does with one queue in one turn, so that no VM
+// starves the others on the device thread. A chain is taken whole, so a turn may
+// exceed the bytes by one chain.
 struct TurnBudget {
   uint32_t chains = 64;
   uint64_t bytes = 256 * 1024;

@@ -41,15 +41,18 @@ uint32_t RngDevice::Fill() {
 Turn RngDevice::ProcessQueue(uint16_t index) {
   Virtqueue& queue = queues_[index];
   TurnBudget budget;
-  for (;;) {
-    while (queue.Pop(chain_)) {
+  while (!budget.exhausted()) {
+    if (queue.Pop(chain_)) {
       const uint32_t written = Fill();
       queue.PushUsed(chain_.head(), written);
       budget.Spend(written);
-      if (budget.exhausted()) return Turn::kMoreWork;
+      continue;
     }
     if (!queue.EnableNotify()) return Turn::kIdle;
+    // A driver that adds chains and takes them back could keep us here.
+    budget.Spend(0);
   }
+  return Turn::kMoreWork;
 }
 
 }  // namespace forklet

@@ -36,12 +36,13 @@ void VsockDevice::ReadConfig(uint64_t offset, std::span<uint8_t> data) const {
 }
 
 Turn VsockDevice::ProcessQueue(uint16_t index) {
-  TurnBudget budget;
   in_turn_ = true;
   wake_pending_ = false;
   Turn turn = Turn::kIdle;
-  if (index == kTxQueue) turn = ProcessTx(budget);
-  if (ProcessRx(budget) == Turn::kMoreWork) turn = Turn::kMoreWork;
+  if (index == kTxQueue) turn = ProcessTx();
+  // With a budget of its own: a guest that never stops sending still gets what
+  // is for it. All that it sent this turn may be answered in the same one.
+  if (ProcessRx() == Turn::kMoreWork) turn = Turn::kMoreWork;
   in_turn_ = false;
   return turn;
 }

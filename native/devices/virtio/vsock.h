@@ -113,7 +113,7 @@ class VsockDevice final : public VirtioDevice {
   };
 
   // Guest to host (vsock_tx.cc).
-  Turn ProcessTx(TurnBudget& budget);
+  Turn ProcessTx();
   void HandlePacket();
   void HandleRequest(VsockPorts ports, const virtio_vsock_hdr& header);
   void HandleOpenPacket(VsockConnection& connection, const virtio_vsock_hdr& header);
@@ -123,7 +123,7 @@ class VsockDevice final : public VirtioDevice {
   void Violation(VsockConnection& connection);
 
   // Host to guest (vsock_rx.cc).
-  Turn ProcessRx(TurnBudget& budget);
+  Turn ProcessRx();
   bool HasPacket();
   // Sends the next packet in the buffer chain_.
   void SendPacket(TurnBudget& budget);

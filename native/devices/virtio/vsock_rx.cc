@@ -17,14 +17,17 @@ std::span<const uint8_t> AsBytes(const virtio_vsock_hdr& header) {
 
 }  // namespace
 
-Turn VsockDevice::ProcessRx(TurnBudget& budget) {
+Turn VsockDevice::ProcessRx() {
+  TurnBudget budget;
   Virtqueue& queue = queues_[kRxQueue];
   while (HasPacket()) {
     if (budget.exhausted()) return Turn::kMoreWork;
     if (!queue.Pop(chain_)) {
       // Out of buffers: the one case in which to hear of new ones.
-      if (queue.EnableNotify()) continue;
-      return Turn::kIdle;
+      if (!queue.EnableNotify()) return Turn::kIdle;
+      // A driver that adds chains and takes them back could keep us here.
+      budget.Spend(0);
+      continue;
     }
     // With no room behind the header no packet of data ever gets through.
     if (chain_.writable_bytes() <= sizeof(virtio_vsock_hdr)) {

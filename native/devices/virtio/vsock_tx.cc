@@ -3,17 +3,21 @@
 
 namespace forklet {
 
-Turn VsockDevice::ProcessTx(TurnBudget& budget) {
+Turn VsockDevice::ProcessTx() {
+  TurnBudget budget;
   Virtqueue& queue = queues_[kTxQueue];
-  for (;;) {
-    while (queue.Pop(chain_)) {
+  while (!budget.exhausted()) {
+    if (queue.Pop(chain_)) {
       HandlePacket();
       queue.PushUsed(chain_.head(), 0);
       budget.Spend(chain_.readable_bytes());
-      if (budget.exhausted()) return Turn::kMoreWork;
+      continue;
     }
     if (!queue.EnableNotify()) return Turn::kIdle;
+    // A driver that adds chains and takes them back could keep us here.
+    budget.Spend(0);
   }
+  return Turn::kMoreWork;
 }
 
 void VsockDevice::HandlePacket() {
