@@ -491,3 +491,18 @@ test('commands leave neither descriptors nor processes behind', async () => {
   await waitFor(() => descriptors() === before && children() === '');
   await fresh.close();
 });
+
+test('more commands than the usual limit of descriptors allows still inherit that limit', async () => {
+  const limited = new HostAgent('/bin/sh', ['-c', 'ulimit -S -n 64; exec "$0"', buildHostAgent()]);
+  const commands = Array.from({ length: 60 }, () =>
+    limited.spawn(['sh', '-c', 'read line; ulimit -S -n'], { stdin: true }),
+  );
+  await commands.at(-1)?.until((o) => o.messages.length > 0);
+
+  await Promise.all(commands.map((operation) => limited.feed(operation, Buffer.from('go\n'))));
+
+  const results = await Promise.all(commands.map(({ done }) => done));
+  expect(results.filter(({ errno }) => errno !== 0)).toEqual([]);
+  expect(new Set(results.map(({ stdout }) => stdout.toString()))).toEqual(new Set(['64\n']));
+  expect(await limited.close()).toMatchObject({ code: 0, stderr: '' });
+});
