@@ -59,6 +59,14 @@ static void unlist_exec(struct exec* exec) {
   if (exec->next) exec->next->link = exec->link;
 }
 
+// After the reply: whatever still holds the other ends goes on undisturbed, with neither SIGPIPE
+// nor a full pipe.
+static void discard(struct exec* exec) {
+  outlet_discard(&exec->output);
+  outlet_discard(&exec->error);
+  if (exec->output.fd < 0 && exec->error.fd < 0) operation_finish(&exec->operation);
+}
+
 static void reply(struct exec* exec, int error) {
   uint8_t payload[32];
   uint8_t* end = payload;
@@ -75,17 +83,7 @@ static void reply(struct exec* exec, int error) {
   operation_unlist(&exec->operation);
   inlet_close(&exec->input);
   process_group_release(&exec->group);
-  // Whatever still holds the other end goes on undisturbed: neither SIGPIPE nor a full pipe.
-  outlet_discard(&exec->output);
-  outlet_discard(&exec->error);
-  if (exec->output.fd < 0 && exec->error.fd < 0) operation_finish(&exec->operation);
-}
-
-// After the reply: only what late writers send is left to do.
-static void discard(struct exec* exec) {
-  outlet_discard(&exec->output);
-  outlet_discard(&exec->error);
-  if (exec->output.fd < 0 && exec->error.fd < 0) operation_finish(&exec->operation);
+  discard(exec);
 }
 
 static bool has_ended(struct outlet* outlet) {

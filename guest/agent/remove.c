@@ -102,7 +102,8 @@ static int ascend(struct remove_operation* removal) {
   return 0;
 }
 
-enum { DESCENDED = -1 };
+// Besides 0 and errno: the walk has gone one directory down; the top directory is empty.
+enum { DESCENDED = -1, EMPTIED = -2 };
 
 // Returns 0, an errno, or DESCENDED.
 static int remove_entry(struct remove_operation* removal, const struct dirent* entry) {
@@ -118,8 +119,7 @@ static int remove_entry(struct remove_operation* removal, const struct dirent* e
   return error != 0 ? error : DESCENDED;
 }
 
-// Removes a batch of entries, or goes one directory up or down. Returns 0, an errno, or ENOTEMPTY's
-// opposite: EALREADY when the top directory is empty.
+// Removes a batch of entries, or goes one directory up or down. Returns 0, an errno, or EMPTIED.
 static int remove_some(struct remove_operation* removal) {
   _Alignas(8) uint8_t batch[BATCH_BYTES];
   // From the start, since what was found before is gone.
@@ -136,7 +136,7 @@ static int remove_some(struct remove_operation* removal) {
     if (error != 0) return error;
   }
   if (found) return 0;
-  return removal->trail_bytes > 0 ? ascend(removal) : EALREADY;
+  return removal->trail_bytes > 0 ? ascend(removal) : EMPTIED;
 }
 
 static void remove_run(struct operation* operation) {
@@ -144,7 +144,7 @@ static void remove_run(struct operation* operation) {
   const int error = remove_some(removal);
   if (error == 0) {
     operation_schedule(operation);
-  } else if (error == EALREADY) {
+  } else if (error == EMPTIED) {
     finish_remove(removal, rmdir(removal->path) == 0 || errno == ENOENT ? 0 : errno);
   } else {
     finish_remove(removal, error);
