@@ -276,6 +276,17 @@ TEST_CASE_FIXTURE(Fixture, "VsockDevice bounds a turn and comes back for the res
   CHECK_FALSE(tx().TakeUsed());
 }
 
+TEST_CASE_FIXTURE(Fixture, "VsockDevice serves a guest that never stops sending") {
+  REQUIRE(device().Send(id, Vector("x")));
+  for (int i = 0; i < kQueueSize; ++i) {
+    tx().Add({{0x80000, 0, false}});
+  }
+  CHECK_EQ(transport().HandleNotify(VsockDevice::kTxQueue), Turn::kMoreWork);
+  const auto packet = Receive();
+  REQUIRE(packet);
+  CHECK_EQ(packet->payload, "x");
+}
+
 TEST_CASE_FIXTURE(Fixture, "VsockDevice stops when either of its queues breaks") {
   rx().SetAvailableIndex(static_cast<uint16_t>(rx().available_index() + 1000));
   device().Send(id, Vector("x"));
