@@ -64,6 +64,9 @@ Vcpu::~Vcpu() {
 
 Status Vcpu::Start() {
   TRY(Thread::InstallKickHandler());
+  // Opened now: like every vCPU request, this one would wait for KVM_RUN to
+  // return, which for an idle guest is for ever.
+  if (auto stats = fd_.OpenStats(); stats.ok()) stats_ = std::move(stats).value();
   std::lock_guard lock(mutex_);
   ASSIGN_OR_RETURN(thread_, Thread::Start("forklet-vcpu" + std::to_string(id_), [this] { Run(); }));
   running_ = true;

@@ -50,6 +50,10 @@ class Vcpu {
   // State may be read and set through it while the thread does not run.
   const VcpuFd& fd() const { return fd_; }
 
+  // KVM's statistics of the vCPU; invalid where KVM has none. Thread: any, from
+  // Start() on.
+  const UniqueFd& stats() const { return stats_; }
+
   // Creates the thread, which enters the guest.
   Status Start();
   // Makes the thread leave the guest and end; does not wait for it.
@@ -84,6 +88,7 @@ class Vcpu {
   const uint32_t id_;
   const VcpuFd fd_;
   const VcpuContext context_;
+  UniqueFd stats_;
   std::atomic<bool> stop_ = false;
   uint32_t retries_ = 0;  // Thread: the vCPU's; spurious KVM_RUN failures in a row
   // Thread: written by the vCPU's own thread only.

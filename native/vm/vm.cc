@@ -263,8 +263,7 @@ Result<VmStats> Vm::Stats() const {
   if (!vm_stats.ok()) return stats;
   TRY(AddStats(vm_stats.value(), stats.kvm));
   for (const auto& vcpu : vcpus_) {
-    ASSIGN_OR_RETURN(const UniqueFd vcpu_stats, vcpu->fd().OpenStats());
-    TRY(AddStats(vcpu_stats, stats.kvm));
+    if (vcpu->stats()) TRY(AddStats(vcpu->stats(), stats.kvm));
   }
   return stats;
 }
