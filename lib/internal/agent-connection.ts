@@ -249,10 +249,11 @@ export class AgentConnection {
     return operation;
   }
 
-  /** Ends every operation with an error of its own, and all later ones. */
+  /** Ends every operation with an error of its own, and all later ones; the last reason counts. */
   fail(failure: () => Error): void {
-    if (this.#failure !== undefined) return;
+    const failed = this.#failure !== undefined;
     this.#failure = failure;
+    if (failed) return;
     clearTimeout(this.#graceTimer);
     this.#outbox = [];
     this.#scheduled.clear();

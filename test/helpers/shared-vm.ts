@@ -6,7 +6,8 @@ import { Vm, type VmOptions } from '../../lib/index.js';
 export function sharedVm(options: VmOptions = {}): { readonly vm: Vm } {
   let vm: Vm | undefined;
   beforeAll(async () => {
-    vm = await Vm.create(options);
+    // Twice the default: builds may run beside the tests.
+    vm = await Vm.create({ bootTimeoutMs: 115_000, ...options });
   });
   afterAll(async () => {
     await vm?.close();
