@@ -9,7 +9,6 @@
       'sources': ["<!@(sed '/^#/d' native/sources.txt)"],
       'include_dirs': [
         'native',
-        'guest/agent',
         "<!(node -p \"require('node-addon-api').include_dir\")",
       ],
       'defines': [

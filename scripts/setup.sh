@@ -148,7 +148,7 @@ cached_step modules 'npm modules' node_modules/.package-lock.json \
 cached_step typescript 'TypeScript' dist/index.js \
   "$(hash_inputs lib tsconfig.json tsconfig.build.json package-lock.json)" npm run build
 cached_step addon 'Addon' build/Release/forklet.node \
-  "$(hash_inputs native guest/agent/protocol.h binding.gyp package-lock.json)" \
+  "$(hash_inputs native binding.gyp package-lock.json)" \
   bash scripts/build-native.sh
 build_artifact agent agent 'Guest agent'
 build_artifact rootfs rootfs.cpio 'Root file system'
