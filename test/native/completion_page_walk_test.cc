@@ -1,5 +1,7 @@
 #include "arch/x86_64/completion/page_walk.h"
 
+#include <sched.h>
+
 #include <random>
 
 #include "base/thread.h"
@@ -38,6 +40,16 @@ struct Walker {
   uint64_t rflags = 2;
   uint32_t pkru = 0;
 };
+
+// Moves the calling thread to other CPUs, if there are any: two threads on one
+// CPU do not race.
+void LeaveCpu(int cpu) {
+  cpu_set_t allowed;
+  CHECK(::sched_getaffinity(0, sizeof allowed, &allowed) == 0);
+  if (CPU_COUNT(&allowed) < 2) return;
+  CPU_CLR(cpu, &allowed);
+  CHECK(::sched_setaffinity(0, sizeof allowed, &allowed) == 0);
+}
 
 }  // namespace
 
@@ -235,12 +247,14 @@ TEST_CASE("An entry that changes during the walk never gets the old one's bits")
   walker.space.Map(kPage, walker.page, kPresent | kWritable);
   uint64_t& entry = walker.space.Entry(kAddress);
   const uint64_t mapped = entry;
-  // A guest's other vCPU: unmaps and maps the page for ever. While it is
+  // A guest's other vCPU: unmaps and maps the page again and again. While it is
   // unmapped the entry is the kernel's own, and must stay zero.
-  bool stop = false;
+  bool done = false;
   int spoiled = 0;
+  const int cpu = ::sched_getcpu();
   auto other = Thread::Start("other-vcpu", [&] {
-    while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+    LeaveCpu(cpu);
+    while (!__atomic_load_n(&done, __ATOMIC_ACQUIRE)) {
       __atomic_exchange_n(&entry, 0, __ATOMIC_SEQ_CST);
       for (int i = 0; i < 8; ++i) {
         if (__atomic_load_n(&entry, __ATOMIC_SEQ_CST) != 0) ++spoiled;
@@ -249,8 +263,8 @@ TEST_CASE("An entry that changes during the walk never gets the old one's bits")
     }
   });
   REQUIRE(other.ok());
-  for (int i = 0; i < 20000; ++i) walker.Translate(MemoryAccess::kWrite);
-  __atomic_store_n(&stop, true, __ATOMIC_RELAXED);
+  for (int i = 0; i < 1000000; ++i) walker.Translate(MemoryAccess::kWrite);
+  __atomic_store_n(&done, true, __ATOMIC_RELEASE);
   other.value().Join();
   CHECK(spoiled == 0);
 }

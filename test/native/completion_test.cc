@@ -186,6 +186,10 @@ TEST_CASE("Non-canonical operands raise #GP, or #SS through the stack's register
   ExpectException(bench, {0xf3, 0x48, 0x0f, 0xb8, 0x03}, 13, 0);
   bench.cpu.registers.gpr[kRbp] = 0x0000800000000000;
   ExpectException(bench, {0xf3, 0x48, 0x0f, 0xb8, 0x45, 0x00}, 12, 0);
+  bench.cpu.registers.gpr[kRsp] = 0x0000800000000000;
+  ExpectException(bench, {0xf3, 0x48, 0x0f, 0xb8, 0x04, 0x24}, 12, 0);
+  // FS takes the stack's place, and R13 is no stack register.
+  ExpectException(bench, {0x64, 0xf3, 0x48, 0x0f, 0xb8, 0x04, 0x24}, 13, 0);
   bench.cpu.registers.gpr[13] = 0x0000800000000000;
   ExpectException(bench, {0xf3, 0x49, 0x0f, 0xb8, 0x45, 0x00}, 13, 0);
   // An operand that only ends there.
