@@ -155,9 +155,10 @@ export class ExecRun<T extends string | Buffer> {
   /** Turns the agent's reply into a status, or throws why there is none. */
   #finish(reply: ReplyMessage): void {
     const ending = this.#ending;
-    // A cancelled command has a status as well, unless it never started.
+    // A command that was killed has a status as well, unless it never started.
+    if (reply.errno !== 0 && ending === undefined) throw this.#refused(reply);
     if (reply.errno !== 0 && reply.signal === null && reply.exitCode === null) {
-      throw ending?.kind === 'error' ? ending.make() : this.#notStarted(reply);
+      throw ending?.kind === 'error' ? ending.make() : this.#refused(reply);
     }
     if (reply.signal !== null) {
       this.#status = { exitCode: null, signal: signalName(reply.signal) };
@@ -296,27 +297,29 @@ export class ExecRun<T extends string | Buffer> {
     );
   }
 
-  #notStarted(reply: ReplyMessage): ExecError {
+  /** The agent could not start the command, or killed it because it could not serve it. */
+  #refused(reply: ReplyMessage): ExecError {
     const { code, text } = describeErrno(reply.errno);
+    const errno = -reply.errno;
+    if (reply.signal !== null || reply.exitCode !== null) {
+      const message = `The guest agent ended the command: ${code}: ${text}`;
+      return this.#error('ERR_VM_EXEC', message, undefined, { errno });
+    }
     const at =
       reply.stage === ExecStage.cwd
         ? { syscall: 'chdir', what: `cwd ${show(this.#exec.cwd ?? '/')}` }
         : reply.stage === ExecStage.execute
           ? { syscall: 'execve', what: show(this.#exec.args[0]) }
           : { syscall: 'fork', what: 'no process' };
-    return this.#error(
-      'ERR_VM_EXEC',
-      `Cannot start the command: ${code}: ${text}, ${at.what}`,
-      undefined,
-      { errno: -reply.errno, syscall: at.syscall },
-    );
+    const message = `Cannot start the command: ${code}: ${text}, ${at.what}`;
+    return this.#error('ERR_VM_EXEC', message, undefined, { errno, syscall: at.syscall });
   }
 
   #error(
     code: VmErrorCode,
     message: string,
     origin?: VmError,
-    system?: { errno: number; syscall: string },
+    system?: { errno: number; syscall?: string },
   ): ExecError {
     return new ExecError({
       code,

@@ -179,6 +179,17 @@ describe('a hostile agent', () => {
     expect(hostile.disconnected).toBe(false);
   });
 
+  test('that kills a command for want of memory fails it', async () => {
+    const handle = hostile.exec('x');
+    await flushed();
+    const killed = encodeRecord(Tag.signal, uint32(9));
+
+    const id = hostile.received[0]?.id ?? 0;
+    hostile.say(encodeFrame({ type: FrameType.reply, id, value: 12, payload: [killed] }));
+
+    await expect(handle).rejects.toMatchObject({ code: 'ERR_VM_EXEC', errno: -12 });
+  });
+
   test('that reports an errno nobody knows still makes an error', async () => {
     const stat = hostile.fs.stat('/x');
     await flushed();
@@ -322,7 +333,7 @@ describe('a real agent that hangs', () => {
   let guest: AgentGuest;
 
   beforeEach(async () => {
-    guest = await AgentGuest.start({ pingIntervalMs: 50 });
+    guest = await AgentGuest.start({ pingIntervalMs: 300 });
   });
 
   afterEach(async () => {

@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { PassThrough, Readable, Writable } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -396,7 +397,7 @@ describe('handle', () => {
     expect(handle.kill('SIGTERM')).toBe(true);
 
     expect(await handle).toMatchObject({ signal: 'SIGTERM' });
-    await expect.poll(() => isAlive(Number(first))).toBe(false);
+    await expect.poll(() => isAlive(Number(first)), { timeout: 10_000 }).toBe(false);
     expect(handle.kill()).toBe(false);
   });
 
@@ -470,7 +471,7 @@ describe('failures', () => {
   });
 
   test('rejects with ERR_VM_TIMEOUT after the whole process group is dead', async () => {
-    const handle = guest.exec('echo before; sleep 100 & echo $!; wait', { timeoutMs: 300 });
+    const handle = guest.exec('echo before; sleep 100 & echo $!; wait', { timeoutMs: 1500 });
 
     const error = await handle.then(
       () => undefined,
@@ -494,10 +495,13 @@ describe('failures', () => {
 
   test('rejects with AbortError, its cause the reason, after the process group is dead', async () => {
     const controller = new AbortController();
-    const handle = guest.exec('echo before; sleep 100', { signal: controller.signal });
+    const mark = guest.path('before');
+    const handle = guest.exec(`echo before; touch ${mark}; sleep 100`, {
+      signal: controller.signal,
+    });
     const { pid } = await handle.started;
     const failure = handle.catch((error: unknown) => error);
-    await delay(100);
+    await expect.poll(() => existsSync(mark), { timeout: 10_000 }).toBe(true);
 
     controller.abort('changed my mind');
 
