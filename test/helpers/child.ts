@@ -43,13 +43,3 @@ export async function runChild(source: string, options: ChildOptions = {}): Prom
   ]);
   return { exitCode, signal, stdout, stderr, durationMs: performance.now() - start };
 }
-
-/** Whether a process of that id is still there; a zombie is not. */
-export function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
-}
