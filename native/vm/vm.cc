@@ -20,6 +20,10 @@ constexpr uint32_t kVsockIndex = 0;
 constexpr uint32_t kRngIndex = 1;
 constexpr uint32_t kVirtioDevices = 2;
 
+// Turns of the device thread that what a guest said last may take. A queue holds
+// fewer chains than that, so that only a guest which goes on talking loses some.
+constexpr int kMaxFinalTurns = 8;
+
 GuestAddress VirtioWindow(uint32_t index) {
   return layout::kVirtioMmio + index * layout::kPageSize;
 }
@@ -178,7 +182,9 @@ void Vm::End(ExitReason reason, std::string detail) {
   // On the device thread, behind a last look at the queues, so that what the
   // guest said before it ended is heard before its end is.
   loop_->Post([this, reason, detail = std::move(detail)]() mutable {
-    vsock_transport_->HandleNotify(VsockDevice::kTxQueue);
+    for (int turn = 0; turn < kMaxFinalTurns; ++turn) {
+      if (vsock_transport_->HandleNotify(VsockDevice::kTxQueue) == Turn::kIdle) break;
+    }
     sink_->Deliver(VmExited{id_, reason, std::move(detail)});
   });
 }
