@@ -9,12 +9,16 @@ lint_biome() {
   biome ci --error-on-warnings --colors="$colors"
 }
 
-cxx_files() {
-  git ls-files -z --cached --others --exclude-standard -- \
-    'native/*.h' 'native/*.cc' 'native/*.c' 'guest/*.c' 'guest/*.h' \
-    'test/*.cc' 'test/*.c' 'test/*.h' 'bench/*.c' | while IFS= read -r -d '' file; do
+# The checkout's files that match the patterns, each ended by a NUL; deleted ones are left out.
+checkout_files() {
+  git ls-files -z --cached --others --exclude-standard -- "$@" | while IFS= read -r -d '' file; do
     [ ! -e "$file" ] || printf '%s\0' "$file"
   done
+}
+
+cxx_files() {
+  checkout_files 'native/*.h' 'native/*.cc' 'native/*.c' 'guest/*.c' 'guest/*.h' \
+    'test/*.cc' 'test/*.c' 'test/*.h' 'bench/*.c'
 }
 
 lint_clang_format() {
@@ -49,8 +53,8 @@ lint_clang_tidy() {
 }
 
 lint_shellcheck() {
-  git ls-files -z --cached --others --exclude-standard | xargs -0 -r grep -lIZE '^#!.*\b(ba)?sh\b|^# shellcheck shell=' -- |
-    xargs -0 -r awk 'FNR == 1 { if (/^#!.*sh$|^# shellcheck shell=/) printf "%s%c", FILENAME, 0; nextfile }' |
+  checkout_files | xargs -0 -r awk \
+    'FNR == 1 { if (/^#!.*sh$|^# shellcheck shell=/) printf "%s%c", FILENAME, 0; nextfile }' |
     xargs -0 -r shellcheck --external-sources --source-path=SCRIPTDIR
 }
 
