@@ -18,7 +18,7 @@ constexpr uint64_t kRxRings = 0;
 constexpr uint64_t kTxRings = 0x4000;
 constexpr uint64_t kTxData = 0x8000;
 constexpr uint64_t kRxData = 0x10000;
-constexpr uint16_t kQueueSize = 64;
+constexpr uint16_t kQueueSize = 16;
 constexpr VsockConfig kConfig{.guest_cid = 3, .buffer_bytes = 4096, .max_connections = 8};
 
 class CheckingHost final : public VsockHost {

@@ -48,6 +48,7 @@ struct Packet {
 
 class VsockGuest {
  public:
+  static constexpr uint16_t kRxQueueSize = 16;
   static constexpr uint16_t kQueueSize = 64;
   static constexpr uint32_t kRxBytes = 4096 + sizeof(virtio_vsock_hdr);
   static constexpr uint32_t kCid = 3;
@@ -64,10 +65,10 @@ class VsockGuest {
   const GuestMemory& memory() const { return memory_; }
 
   // Resets the device and starts it, with `buffers` empty rx buffers.
-  void Start(uint16_t buffers = kQueueSize) {
+  void Start(uint16_t buffers = kRxQueueSize) {
     const std::vector<uint8_t> zero(0x30000, 0);
     (void)memory_.Write({kRings}, zero);
-    rx_ = DriverQueue(memory_, kRings, kQueueSize);
+    rx_ = DriverQueue(memory_, kRings, kRxQueueSize);
     tx_ = DriverQueue(memory_, kRings + 0x10000, kQueueSize);
     driver_.Negotiate();
     driver_.SetUpQueue(VsockDevice::kRxQueue, rx_.Setup());
@@ -81,7 +82,7 @@ class VsockGuest {
 
   void AddRxBuffers(uint16_t count) {
     for (uint16_t i = 0; i < count; ++i) {
-      const uint64_t address = kRxData + (next_rx_++ % kQueueSize) * 0x2000;
+      const uint64_t address = kRxData + (next_rx_++ % kRxQueueSize) * 0x2000;
       rx_.Add({{address, kRxBytes, true}});
       in_rx_.push_back(address);
     }
@@ -183,7 +184,7 @@ class VsockGuest {
   std::unique_ptr<VsockDevice> device_;
   std::unique_ptr<VirtioMmio> transport_;
   MmioDriver driver_{*transport_};
-  DriverQueue rx_{memory_, kRings, kQueueSize};
+  DriverQueue rx_{memory_, kRings, kRxQueueSize};
   DriverQueue tx_{memory_, kRings + 0x10000, kQueueSize};
   uint64_t next_rx_ = 0;
   std::deque<uint64_t> in_rx_;  // Addresses of the buffers in the ring

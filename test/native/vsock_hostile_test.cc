@@ -225,8 +225,8 @@ TEST_CASE("VsockDevice bounds the replies that a guest without rx buffers makes 
   CHECK_EQ(guest.host.closed.size(), 5000);
 
   size_t resets = 0;
-  for (int round = 0; round < 100; ++round) {
-    guest.AddRxBuffers(64);
+  for (int round = 0; round < 200; ++round) {
+    guest.AddRxBuffers(16);
     guest.transport().HandleNotify(VsockDevice::kRxQueue);
     guest.Run();
     while (guest.Receive(false)) ++resets;
