@@ -145,7 +145,8 @@ void WriteBootParameters(const GuestMemory& memory, const std::string& command_l
   boot_params params = {};
   static_assert(offsetof(boot_params, hdr) == kSetupHeaderOffset);
   // Bounds: a header of a later protocol is longer than the one that we know.
-  std::memcpy(&params.hdr, setup_header.data(), std::min(setup_header.size(), sizeof params.hdr));
+  std::copy_n(setup_header.data(), std::min(setup_header.size(), sizeof params.hdr),
+              reinterpret_cast<uint8_t*>(&params.hdr));
   params.hdr.boot_flag = kBootFlag;
   params.hdr.header = kHeaderMagic;
   params.hdr.type_of_loader = kUnregisteredLoader;
