@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every linter. With names as arguments, only those: biome, clang-format, clang-tidy, shellcheck.
-# clang-tidy skips files that it has passed before with the same headers, flags and settings.
+# clang-tidy skips files that it has passed before, in any checkout, with the same headers, flags
+# and settings.
 source "$(dirname "$0")/lib.sh"
 
 lint_biome() {
@@ -28,7 +29,7 @@ lint_clang_format() {
 # One file, if it has not passed before in the same surroundings; $1 is the hash of those.
 tidy_file() {
   local stamp output
-  stamp="out/lint/tidy/$({ echo "$1"; cat "$2"; } | sha256sum | cut -c1-40)"
+  stamp="$TIDY_STAMPS/$({ echo "$1"; cat "$2"; } | sha256sum | cut -c1-40)"
   [ ! -e "$stamp" ] || return 0
   if output="$(clang-tidy --quiet -p out/lint "$2" 2>/dev/null)"; then
     : >"$stamp"
@@ -41,7 +42,8 @@ export -f tidy_file
 
 lint_clang_tidy() {
   cmake --preset lint >/dev/null
-  mkdir -p out/lint/tidy
+  export TIDY_STAMPS="${XDG_CACHE_HOME:-$HOME/.cache}/forklet/lint"
+  mkdir -p "$TIDY_STAMPS"
   local surroundings
   surroundings="$({
     cat .clang-tidy CMakeLists.txt CMakePresets.json
