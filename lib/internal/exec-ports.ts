@@ -96,17 +96,17 @@ export class OutputPort {
   }
 }
 
-/** Ends the caller's streams behind a command that ended, or destroys them with its failure. */
-export async function closeTargets(
-  ports: readonly OutputPort[],
-  failure: Error | undefined,
-): Promise<void> {
+/**
+ * Ends the caller's streams behind a command that is over. Waits until they have finished, but not
+ * behind a failure: a reader that has stopped must not hold that back.
+ */
+export async function closeTargets(ports: readonly OutputPort[], failed: boolean): Promise<void> {
   const targets = new Set(ports.flatMap((port) => port.target ?? []));
   await Promise.all(
     [...targets].map(async (target) => {
       if (isProcessStream(target) || target.destroyed) return;
-      if (failure !== undefined) {
-        target.destroy(failure);
+      if (failed) {
+        target.end();
         return;
       }
       await new Promise<void>((resolve, reject) => {

@@ -64,7 +64,7 @@ export class ExecRun<T extends string | Buffer> {
       exec.maxOutputBytes,
       overflow('stderr'),
     );
-    void this.#run();
+    this.#run().catch((error: unknown) => this.#reject(error));
   }
 
   /** The caller wants the result: collects what nobody took and ends an input nobody writes. */
@@ -89,7 +89,7 @@ export class ExecRun<T extends string | Buffer> {
       this.#operation.started.then(
         (pid) => started.resolve({ id: `${this.#guest.id}/${id}`, pid }),
         // The result knows better why it did not start.
-        () => this.result.promise.then(ignore, started.reject),
+        (error: unknown) => this.result.promise.then(() => started.reject(error), started.reject),
       );
       // The request has allowed the guest to hold the message back.
       if (this.#operation.sent) this.#guest.agent.ping();
@@ -182,7 +182,7 @@ export class ExecRun<T extends string | Buffer> {
   async #settle(failure: Error | undefined): Promise<void> {
     let error = failure;
     try {
-      await closeTargets([this.stdout, this.stderr], error);
+      await closeTargets([this.stdout, this.stderr], error !== undefined);
       if (error === undefined) {
         const result = this.#result();
         this.#observation.succeed({ ...this.#status });
@@ -192,6 +192,10 @@ export class ExecRun<T extends string | Buffer> {
     } catch (late) {
       error ??= late as Error;
     }
+    this.#reject(error);
+  }
+
+  #reject(error: unknown): void {
     this.#observation.fail(error);
     this.exited.reject(error);
     this.result.reject(error);
@@ -342,8 +346,6 @@ export class ExecRun<T extends string | Buffer> {
     return escapeControl(text.length > 200 ? `${text.slice(0, 200)}...` : text);
   }
 }
-
-function ignore(): void {}
 
 function describe(exec: CheckedExec): Readonly<Record<string, unknown>> {
   return {

@@ -274,6 +274,16 @@ describe('stdout and stderr', () => {
     expect((await content).split('\n').sort()).toEqual(['', 'err', 'out']);
   });
 
+  test('end a Writable behind a command that failed, with what it had written', async () => {
+    const target = new PassThrough();
+    const content = text(target);
+
+    await expect(
+      guest.exec('echo partial; sleep 100', { stdout: target, timeoutMs: 1500 }),
+    ).rejects.toMatchObject({ code: 'ERR_VM_TIMEOUT' });
+    expect(await content).toBe('partial\n');
+  });
+
   test('kill the command and reject with the error of a Writable that fails', async () => {
     const broken = new Error('disk full');
     const target = new Writable({
