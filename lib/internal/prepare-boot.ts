@@ -25,7 +25,7 @@ export async function prepareBoot(options: CheckedVmOptions): Promise<BootFiles>
   try {
     const initramfs = await packRoot({
       root: paths.root,
-      agent: await readFile(paths.agent),
+      agent: await readAgent(paths.agent),
       maxBytes: maxRootBytes(memoryBytes),
       signal,
     });
@@ -33,6 +33,21 @@ export async function prepareBoot(options: CheckedVmOptions): Promise<BootFiles>
   } catch (error) {
     if (signal?.aborted) throw new AbortError(signal.reason);
     throw error;
+  }
+}
+
+async function readAgent(path: string): Promise<Buffer> {
+  try {
+    return await readFile(path);
+  } catch (cause) {
+    const { code, errno, syscall } = cause as NodeJS.ErrnoException;
+    throw new VmError({
+      code: 'ERR_VM_SYSTEM',
+      message: `Guest agent '${path}' cannot be read: ${code ?? String(cause)}.`,
+      ...(errno !== undefined && { errno }),
+      ...(syscall !== undefined && { syscall }),
+      cause,
+    });
   }
 }
 

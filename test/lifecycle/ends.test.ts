@@ -143,6 +143,36 @@ describe.runIf(hasKvm)('with a guest running in a worker', () => {
   });
 });
 
+describe.runIf(hasKvm)('without descriptors to spare', () => {
+  test('a boot fails cleanly at whichever step the last one is gone', async () => {
+    const result = await runChild(
+      `import { closeSync, openSync, readdirSync } from 'node:fs';
+      const create = () => Vm.create({ kernel: process.env.SPINNING_KERNEL, bootTimeoutMs: 300 })
+        .then(() => 'booted', ({ code }) => code);
+      await create();
+      const before = readdirSync('/proc/self/fd').length;
+      const held = [];
+      try { for (;;) held.push(openSync('/dev/null')); } catch {}
+      const codes = [];
+      for (let i = 0; i < 100 && codes.at(-1) !== 'ERR_VM_BOOT_TIMEOUT'; i++) {
+        codes.push(await create());
+        closeSync(held.pop());
+      }
+      for (const fd of held) closeSync(fd);
+      console.log(JSON.stringify({ codes, left: readdirSync('/proc/self/fd').length - before }));`,
+      { env },
+    );
+
+    expect(result).toMatchObject({ exitCode: 0, signal: null, stderr: '' });
+    const { codes, left } = JSON.parse(result.stdout);
+    expect(codes.at(-1)).toBe('ERR_VM_BOOT_TIMEOUT');
+    expect(codes).toEqual(expect.arrayContaining(['ERR_VM_KVM', 'ERR_VM_SYSTEM']));
+    expect(codes.filter((code: string) => !/^ERR_VM_/.test(code))).toEqual([]);
+    expect(codes).not.toContain('ERR_VM_INTERNAL');
+    expect(left).toBe(0);
+  });
+});
+
 describe('importing', () => {
   test('loads no addon, and works where there is none', async () => {
     const result = await runChild(`
