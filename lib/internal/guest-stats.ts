@@ -83,10 +83,10 @@ class GuestStats extends ModeTests implements Stats {
     this.mtimeMs = milliseconds(record.mtimeNs);
     this.ctimeMs = milliseconds(record.ctimeNs);
     this.birthtimeMs = milliseconds(record.birthtimeNs);
-    this.atime = new Date(this.atimeMs);
-    this.mtime = new Date(this.mtimeMs);
-    this.ctime = new Date(this.ctimeMs);
-    this.birthtime = new Date(this.birthtimeMs);
+    this.atime = new Date(Math.round(this.atimeMs));
+    this.mtime = new Date(Math.round(this.mtimeMs));
+    this.ctime = new Date(Math.round(this.ctimeMs));
+    this.birthtime = new Date(Math.round(this.birthtimeMs));
   }
 }
 
