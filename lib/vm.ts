@@ -1,12 +1,12 @@
 import { randomBytes } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 
-import { type ExecCommand, type ExecOptions, ExecProcess } from './exec.js';
+import type { ExecCommand, ExecOptions, ExecProcess } from './exec.js';
 import { GuestFs } from './guest-fs.js';
 import { kvmPath } from './internal/artifacts.js';
 import { Core } from './internal/core.js';
 import { observe } from './internal/diagnostics.js';
-import { checkExec } from './internal/exec-options.js';
+import { startCommand } from './internal/exec-start.js';
 import type { Guest } from './internal/guest.js';
 import { prepareBoot } from './internal/prepare-boot.js';
 import { type SessionObserver, VmSession } from './internal/vm-session.js';
@@ -101,7 +101,15 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     this.id = id;
     this.#session = session;
     this.timings = timings;
-    this.#guest = { id, parentId: this.parentId, agent: session.agent, env, owner: this };
+    let commands = 0;
+    this.#guest = {
+      id,
+      parentId: this.parentId,
+      agent: session.agent,
+      env,
+      owner: this,
+      nextCommandId: () => `${id}/${++commands}`,
+    };
     this.fs = new GuestFs(this.#guest);
     this.#observer = {
       onConsole: (data) => this.#emit('console', Buffer.from(data)),
@@ -201,8 +209,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   ): ExecProcess<string>;
   exec(command: ExecCommand, options?: ExecOptions): ExecProcess<string> | ExecProcess<Buffer>;
   exec(command: ExecCommand, options?: ExecOptions): ExecProcess<string> | ExecProcess<Buffer> {
-    const checked = checkExec(command, options, this.#guest.env);
-    return new ExecProcess<string>(this.#guest, checked);
+    return startCommand(this.#guest, command, options);
   }
 
   /**
