@@ -33,6 +33,7 @@ export type {
   WriteFileOptions,
 } from './guest-fs.js';
 export type { DiagnosticsMessage } from './internal/diagnostics.js';
+export type { ForkCapacity } from './internal/fork-limits.js';
 export type { VmOptions } from './options.js';
 export { GiB, MiB } from './units.js';
 export { Vm, type VmEvents, type VmExit, type VmStats, type VmTimings } from './vm.js';
