@@ -175,7 +175,7 @@ export class AgentConnection implements OperationHost {
 
   /** Resolves when the pid of every command is known that was sent before. */
   async commandsStarted(): Promise<void> {
-    const starting = this.#operations.commands.filter(({ pid }) => pid === undefined);
+    const { starting } = this.#operations;
     if (starting.length === 0) return;
     if (this.#suspension !== undefined) throw this.#suspension();
     this.ping();

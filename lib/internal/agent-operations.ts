@@ -126,6 +126,11 @@ export class AgentOperations {
     return ended;
   }
 
+  /** Commands of which it is not known yet that they run. */
+  get starting(): Operation[] {
+    return [...this.#live.values()].filter(({ kind, pid }) => kind === 'exec' && pid === undefined);
+  }
+
   /** Commands whose request has left and whose end has not come. */
   get commands(): Operation[] {
     const all = [...this.#detached.values(), ...this.#live.values()];
