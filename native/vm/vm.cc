@@ -1,9 +1,5 @@
 #include "vm/vm.h"
 
-#include <sys/stat.h>
-
-#include <cerrno>
-
 #include "arch/x86_64/boot.h"
 #include "arch/x86_64/command_line.h"
 #include "arch/x86_64/cpuid.h"
@@ -250,12 +246,7 @@ void Vm::Disconnect(uint64_t connection) {
 
 Result<VmStats> Vm::Stats() const {
   VmStats stats;
-  struct stat file = {};
-  if (::fstat(memory_.memfd().get(), &file) != 0) {
-    return Error{ErrorCode::kSystem, errno, "fstat", "guest memory"};
-  }
-  constexpr uint64_t kStatBlockBytes = 512;
-  stats.memory_allocated_bytes = static_cast<uint64_t>(file.st_blocks) * kStatBlockBytes;
+  ASSIGN_OR_RETURN(stats.memory_allocated_bytes, memory_.AllocatedBytes());
   for (const auto& vcpu : vcpus_) {
     stats.vcpu_cpu_time_ns.push_back(vcpu->CpuTimeNs());
     stats.completed_instructions += vcpu->completed_instructions();
