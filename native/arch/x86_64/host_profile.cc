@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "arch/x86_64/layout.h"
+#include "arch/x86_64/msrs.h"
 #include "base/mapping.h"
 
 namespace forklet {
@@ -147,6 +148,7 @@ Result<HostProfile> ProbeHost(const Kvm& kvm) {
   }
   ASSIGN_OR_RETURN(profile.cpuid, kvm.GetSupportedCpuid());
   TRY(RunProbeGuest(kvm, profile));
+  ASSIGN_OR_RETURN(profile.msrs, ProbeMsrs(kvm, profile.cpuid));
   return profile;
 }
 

@@ -22,7 +22,8 @@ struct HostProfile {
   bool exit_on_emulation_failure = false;
   bool statistics = false;  // KVM_GET_STATS_FD works
   size_t xsave_bytes = kLegacyXsaveBytes;
-  CpuidTable cpuid;  // What KVM supports
+  CpuidTable cpuid;            // What KVM supports
+  std::vector<uint32_t> msrs;  // What a snapshot keeps: see ProbeMsrs
 
   // The names of the quirks that are on, for people.
   std::vector<std::string> Quirks() const;
