@@ -178,6 +178,11 @@ Status VcpuFd::NotifyStopped() const {
   return Ok();
 }
 
+uint32_t VcpuFd::GetTscKhz() const {
+  const int khz = ::ioctl(fd_.get(), KVM_GET_TSC_KHZ, 0ul);
+  return khz > 0 ? static_cast<uint32_t>(khz) : 0;
+}
+
 Result<UniqueFd> VcpuFd::OpenStats() const {
   auto fd = KVM_IOCTL(fd_, KVM_GET_STATS_FD, 0ul);
   if (!fd.ok()) return std::move(fd).error();

@@ -60,6 +60,8 @@ class VcpuFd {
   // KVM_KVMCLOCK_CTRL: tells the guest that it was stopped, so that its soft
   // lockup watchdog does not blame itself. Nothing without a kvm-clock.
   Status NotifyStopped() const;
+  // KVM_GET_TSC_KHZ: the rate of the guest's TSC; 0 where KVM does not know.
+  uint32_t GetTscKhz() const;
   // KVM_GET_STATS_FD: the vCPU's statistics.
   Result<UniqueFd> OpenStats() const;
 

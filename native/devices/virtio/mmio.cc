@@ -274,8 +274,25 @@ void VirtioMmio::Interrupt(uint32_t cause) {
   line_.Raise();
 }
 
+void VirtioMmio::Quiesce() {
+  std::lock_guard lock(mutex_);
+  quiesced_ = true;
+}
+
+void VirtioMmio::Unquiesce() {
+  std::lock_guard lock(mutex_);
+  quiesced_ = false;
+  if (!turn_missed_) return;
+  turn_missed_ = false;
+  for (const EventFd& notifier : notifiers_) notifier.Signal();
+}
+
 Turn VirtioMmio::HandleNotify(uint16_t queue) {
   std::lock_guard lock(mutex_);
+  if (quiesced_) {
+    turn_missed_ = true;
+    return Turn::kIdle;
+  }
   if (state_.reset_pending) {
     state_.reset_pending = false;
     device_.HandleReset();

@@ -75,6 +75,11 @@ class VirtioMmio final : public BusDevice {
   // the driver has not acknowledged. One too many does no harm.
   void Kick();
 
+  // Leaves the device still until Unquiesce: a turn does nothing, and is made up
+  // for afterwards. Thread: the device thread.
+  void Quiesce();
+  void Unquiesce();
+
   // Times that this device was stopped because its driver broke the rules.
   uint64_t needs_reset_count() const { return needs_reset_count_.load(std::memory_order_relaxed); }
   // Accesses to unknown registers, of a bad width, or out of turn.
@@ -122,6 +127,8 @@ class VirtioMmio final : public BusDevice {
   // Thread: all below under mutex_.
   std::vector<Virtqueue> queues_;
   Registers state_;
+  bool quiesced_ = false;
+  bool turn_missed_ = false;  // While quiesced
 };
 
 }  // namespace forklet
