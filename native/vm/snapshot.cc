@@ -50,8 +50,7 @@ std::unique_ptr<Vm> Snapshot::TakeFork() {
 }
 
 Result<std::unique_ptr<Vm>> Snapshot::CreateShell() const {
-  return Vm::CreateShell(kvm_, host_, state_->memory_bytes,
-                         static_cast<uint32_t>(state_->cpus.size()));
+  return Vm::CreateShell(kvm_, host_, *state_);
 }
 
 Result<std::unique_ptr<Vm>> Snapshot::Fork(PoolUse pool, uint64_t epoch_ns, ForkTimes& times) {

@@ -45,8 +45,9 @@ const char* ExitReasonName(ExitReason reason) {
   return "host-error";
 }
 
-Vm::Vm(std::shared_ptr<const HostProfile> host, VmFd fd, GuestMemory memory)
-    : host_(std::move(host)), memory_(std::move(memory)), fd_(std::move(fd)) {}
+Vm::Vm(std::shared_ptr<const HostProfile> host, const CpuidTable& cpuid, VmFd fd,
+       GuestMemory memory)
+    : host_(std::move(host)), cpuid_(cpuid), memory_(std::move(memory)), fd_(std::move(fd)) {}
 
 // Ordering requirements:
 //  - memslots before the irqchip and the vCPUs: with a vCPU in place each new
@@ -54,9 +55,9 @@ Vm::Vm(std::shared_ptr<const HostProfile> host, VmFd fd, GuestMemory memory)
 //  - the irqchip before the vCPUs, whose local APICs it creates, and before the
 //    irqfds.
 Result<std::unique_ptr<Vm>> Vm::Build(const Kvm& kvm, std::shared_ptr<const HostProfile> host,
-                                      GuestMemory memory) {
+                                      const CpuidTable& cpuid, GuestMemory memory) {
   ASSIGN_OR_RETURN(VmFd fd, kvm.CreateVm());
-  std::unique_ptr<Vm> vm(new Vm(std::move(host), std::move(fd), std::move(memory)));
+  std::unique_ptr<Vm> vm(new Vm(std::move(host), cpuid, std::move(fd), std::move(memory)));
   TRY(vm->fd_.SetRealModeAreas(layout::kTss, layout::kIdentityMap));
   if (vm->host_->exit_on_emulation_failure) {
     TRY(vm->fd_.EnableCapability(KVM_CAP_EXIT_ON_EMULATION_FAILURE,
@@ -78,7 +79,7 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
   ASSIGN_OR_RETURN(const auto host, CachedHostProfile(config.kvm_path, kvm));
   ASSIGN_OR_RETURN(const KernelImage image, KernelImage::Open(config.kernel_path));
   ASSIGN_OR_RETURN(GuestMemory memory, GuestMemory::Create(config.memory_bytes));
-  ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Build(kvm, host, std::move(memory)));
+  ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Build(kvm, host, host->cpuid, std::move(memory)));
   vm->Adopt(id, std::move(loop), std::move(sink), {});
   times.vm_created = MonotonicNs() - epoch_ns;
 
@@ -104,11 +105,12 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
 }
 
 Result<std::unique_ptr<Vm>> Vm::CreateShell(const Kvm& kvm, std::shared_ptr<const HostProfile> host,
-                                            uint64_t memory_bytes, uint32_t vcpus) {
-  ASSIGN_OR_RETURN(GuestMemory memory, GuestMemory::Reserve(memory_bytes));
-  ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Build(kvm, std::move(host), std::move(memory)));
+                                            const VmState& like) {
+  ASSIGN_OR_RETURN(GuestMemory memory, GuestMemory::Reserve(like.memory_bytes));
+  ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm,
+                   Build(kvm, std::move(host), like.cpuid, std::move(memory)));
   TRY(vm->CreateDevices());
-  TRY(vm->CreateVcpus(kvm, vcpus));
+  TRY(vm->CreateVcpus(kvm, static_cast<uint32_t>(like.cpus.size())));
   return vm;
 }
 
@@ -158,7 +160,7 @@ Status Vm::CreateVcpus(const Kvm& kvm, uint32_t count) {
   const VcpuContext context = {&memory_, mmio_.get(), ports_.get(), this, host_->xsave_bytes};
   for (uint32_t id = 0; id < count; ++id) {
     ASSIGN_OR_RETURN(VcpuFd fd, fd_.CreateVcpu(id, kvm.vcpu_mmap_size()));
-    TRY(fd.SetCpuid(VcpuCpuid(host_->cpuid, id, count, host_->tsc_deadline)));
+    TRY(fd.SetCpuid(VcpuCpuid(cpuid_, id, count, host_->tsc_deadline)));
     vcpus_.push_back(std::make_unique<Vcpu>(id, std::move(fd), context));
   }
   return Ok();

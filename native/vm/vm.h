@@ -49,10 +49,11 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
                                           std::shared_ptr<EventLoop> loop,
                                           std::shared_ptr<EventSink> sink, uint64_t epoch_ns,
                                           BootTimes& times);
-  // An empty VM, which somebody may need later: Restore and Adopt come next.
+  // An empty VM of that shape, which somebody may need later: Restore and Adopt
+  // come next.
   static Result<std::unique_ptr<Vm>> CreateShell(const Kvm& kvm,
                                                  std::shared_ptr<const HostProfile> host,
-                                                 uint64_t memory_bytes, uint32_t vcpus);
+                                                 const VmState& like);
   ~Vm() override;
 
   // Puts a frozen state of the same size into a VM that is not entered.
@@ -134,11 +135,11 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
     bool cancelled = false;
   };
 
-  Vm(std::shared_ptr<const HostProfile> host, VmFd fd, GuestMemory memory);
+  Vm(std::shared_ptr<const HostProfile> host, const CpuidTable& cpuid, VmFd fd, GuestMemory memory);
 
   // KVM's VM with its memslots and irqchip.
   static Result<std::unique_ptr<Vm>> Build(const Kvm& kvm, std::shared_ptr<const HostProfile> host,
-                                           GuestMemory memory);
+                                           const CpuidTable& cpuid, GuestMemory memory);
   Status CreateDevices();
   Status CreateVcpus(const Kvm& kvm, uint32_t count);
   Status AddVirtio(VirtioDevice& device, uint32_t index, IrqfdLine& line,
@@ -198,6 +199,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   void OnClosed(ConnectionId id) override;
 
   const std::shared_ptr<const HostProfile> host_;
+  const CpuidTable cpuid_;  // What the vCPUs are given, but for their own numbers
   // Thread: written before the first entry.
   VmId id_ = 0;
   std::shared_ptr<EventLoop> loop_;

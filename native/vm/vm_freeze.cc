@@ -90,6 +90,9 @@ Result<std::shared_ptr<const VmState>> Vm::FreezeParked(Deadline deadline, uint6
     TRY(ParkAgain(state->place));
   }
   state->memory_bytes = memory_.bytes();
+  state->cpuid = cpuid_;
+  state->emulated_supervisor = host_->emulated_supervisor;
+  state->cpuid_unmasked = host_->cpuid_unmasked;
   state->control_connection = control_connection_.load();
   for (const auto& vcpu : vcpus_) {
     ASSIGN_OR_RETURN(CpuState cpu, SaveCpu(vcpu->fd(), *host_));

@@ -18,6 +18,11 @@ struct VmState {
   ParkPlace place = ParkPlace::kAgent;  // Where it stands
   uint32_t parked_vcpu = 0;             // Who stands there
   uint64_t control_connection = 0;      // To the agent; 0: none
+  // The host that it was frozen on: what its vCPUs were given, and the quirks that
+  // its kernel was booted around.
+  CpuidTable cpuid;
+  bool emulated_supervisor = false;
+  bool cpuid_unmasked = false;
   IrqchipState irqchip;
   std::vector<CpuState> cpus;  // One a vCPU
   DevicesState devices;
