@@ -53,7 +53,13 @@ Result<GuestMemory> GuestMemory::Reserve(uint64_t bytes) {
 
 Status GuestMemory::Map(std::shared_ptr<const MemoryImage> image) {
   CHECK(image->bytes() == bytes_);
-  TRY(image->MapOver(mapping_.data()));
+  guard_.reset();
+  TRY(image->MapBase(mapping_.data()));
+  // Before the first access.
+  if (image->backing() == MemoryImage::Backing::kDisk) {
+    ASSIGN_OR_RETURN(guard_, FaultGuard::Create(mapping_.data(), bytes_));
+  }
+  image->CopyPacked(mapping_.data());
   memfd_.reset();
   image_ = std::move(image);
   return Ok();
@@ -67,7 +73,7 @@ Status GuestMemory::Map(std::shared_ptr<const MemoryImage> image) {
 Result<std::shared_ptr<const MemoryImage>> GuestMemory::Freeze() {
   CHECK(memfd_ != nullptr || image_ != nullptr);
   if (memfd_ != nullptr) {
-    TRY(Map(MemoryImage::FromFile(memfd_, bytes_)));
+    TRY(Map(MemoryImage::FromFile(memfd_, bytes_, MemoryImage::Backing::kMemory)));
     if (::fcntl(image_->base()->get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
       return Error{ErrorCode::kSystem, errno, "fcntl(F_ADD_SEALS)",
                    "something still maps this VM's memory for writing"};
@@ -76,7 +82,13 @@ Result<std::shared_ptr<const MemoryImage>> GuestMemory::Freeze() {
   }
   ASSIGN_OR_RETURN(std::vector<PageRun> runs, ScanPrivatePages(mapping_.data(), bytes_));
   if (runs.empty() && image_->runs().empty()) return image_;
-  return MemoryImage::FromPages(image_->base(), bytes_, mapping_.data(), std::move(runs));
+  ASSIGN_OR_RETURN(auto image,
+                   MemoryImage::FromPages(*image_, mapping_.data(), std::move(runs)));
+  // Read the pages first, then look: see FaultGuard.
+  if (guard_ != nullptr && guard_->failed()) {
+    return Error{ErrorCode::kIo, 0, {}, "the file behind the VM's memory has failed"};
+  }
+  return image;
 }
 
 Status GuestMemory::RollBack() {

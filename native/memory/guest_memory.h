@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "base/fault_guard.h"
 #include "base/mapping.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
@@ -51,6 +52,9 @@ class GuestMemory {
   // Nobody uses the memory meanwhile.
   Status RollBack();
 
+  // Tells when the file that this memory is mapped from fails, which leaves zeros
+  // in its place; null when it cannot.
+  const FaultGuard* guard() const { return guard_.get(); }
   // The image that this memory is mapped from; null for one that is shared.
   const std::shared_ptr<const MemoryImage>& image() const { return image_; }
   // Host memory that this VM alone holds: what was allocated in its memfd, or the
@@ -115,6 +119,7 @@ class GuestMemory {
   std::shared_ptr<const UniqueFd> memfd_;     // While mapped shared
   std::shared_ptr<const MemoryImage> image_;  // While mapped privately
   Mapping mapping_;
+  std::unique_ptr<FaultGuard> guard_;  // While image_ may fail
   std::vector<MemoryRegion> regions_;
 };
 

@@ -85,15 +85,15 @@ Status KeepPrivate(uint8_t* address, size_t bytes) {
 }
 
 std::shared_ptr<const MemoryImage> MemoryImage::FromFile(std::shared_ptr<const UniqueFd> base,
-                                                         uint64_t bytes) {
-  return std::shared_ptr<const MemoryImage>(new MemoryImage(std::move(base), bytes));
+                                                         uint64_t bytes, Backing backing) {
+  return std::shared_ptr<const MemoryImage>(new MemoryImage(std::move(base), bytes, backing));
 }
 
-Result<std::shared_ptr<const MemoryImage>> MemoryImage::FromPages(
-    std::shared_ptr<const UniqueFd> base, uint64_t bytes, const uint8_t* memory,
-    std::vector<PageRun> runs) {
+Result<std::shared_ptr<const MemoryImage>> MemoryImage::FromPages(const MemoryImage& base,
+                                                                  const uint8_t* memory,
+                                                                  std::vector<PageRun> runs) {
   const uint64_t pages = CountPages(runs);
-  std::shared_ptr<MemoryImage> image(new MemoryImage(std::move(base), bytes));
+  std::shared_ptr<MemoryImage> image(new MemoryImage(base.base_, base.bytes_, base.backing_));
   if (pages > 0) {
     // Populated in one go: a fault a page would cost more than the copy.
     ASSIGN_OR_RETURN(image->packed_,
@@ -116,19 +116,21 @@ Result<std::shared_ptr<const MemoryImage>> MemoryImage::FromPages(
   return std::shared_ptr<const MemoryImage>(std::move(image));
 }
 
-Status MemoryImage::MapOver(uint8_t* address) const {
+Status MemoryImage::MapBase(uint8_t* address) const {
   if (::mmap(address, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
              base_->get(), 0) == MAP_FAILED) {
     return Error{errno == ENOMEM ? ErrorCode::kNoMemory : ErrorCode::kSystem, errno, "mmap",
                  std::to_string(bytes_) + " bytes of a snapshot"};
   }
-  TRY(KeepPrivate(address, bytes_));
+  return KeepPrivate(address, bytes_);
+}
+
+void MemoryImage::CopyPacked(uint8_t* address) const {
   const uint8_t* from = packed_.data();
   for (const PageRun& run : runs_) {
     std::memcpy(address + run.first * kPage, from, run.count * kPage);
     from += run.count * kPage;
   }
-  return Ok();
 }
 
 void MemoryImage::CopyPacked(uint8_t* address, PageRun pages) const {
@@ -157,7 +159,7 @@ Result<std::shared_ptr<const MemoryImage>> MemoryImage::Flatten() const {
   if (::fcntl(file.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
     return Error{ErrorCode::kSystem, errno, "fcntl(F_ADD_SEALS)", {}};
   }
-  return FromFile(std::make_shared<const UniqueFd>(std::move(file)), bytes_);
+  return FromFile(std::make_shared<const UniqueFd>(std::move(file)), bytes_, Backing::kMemory);
 }
 
 }  // namespace forklet

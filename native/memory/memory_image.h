@@ -26,17 +26,22 @@ namespace forklet {
 // Thread: any.
 class MemoryImage {
  public:
-  // `base` has `bytes` bytes and is sealed against writing, or is a file that
-  // nobody writes.
+  enum class Backing : uint8_t {
+    kMemory,  // A memfd, sealed against writing
+    kDisk,    // A file, which may be truncated or fail at any time
+  };
+
+  // `base` has `bytes` bytes, which nobody writes.
   static std::shared_ptr<const MemoryImage> FromFile(std::shared_ptr<const UniqueFd> base,
-                                                     uint64_t bytes);
-  // The present contents of a private mapping at `memory`, whose pages are the
-  // base's but for `runs`. Copies those.
-  static Result<std::shared_ptr<const MemoryImage>> FromPages(std::shared_ptr<const UniqueFd> base,
-                                                              uint64_t bytes, const uint8_t* memory,
+                                                     uint64_t bytes, Backing backing);
+  // The present contents of a private mapping of `base` at `memory`, whose pages
+  // are those of the base's file but for `runs`. Copies those.
+  static Result<std::shared_ptr<const MemoryImage>> FromPages(const MemoryImage& base,
+                                                              const uint8_t* memory,
                                                               std::vector<PageRun> runs);
 
   uint64_t bytes() const { return bytes_; }
+  Backing backing() const { return backing_; }
   const std::shared_ptr<const UniqueFd>& base() const { return base_; }
   // Pages that differ from the base, in order; page i of the packed ones is at
   // packed() + i * page size.
@@ -44,23 +49,24 @@ class MemoryImage {
   const uint8_t* packed() const { return packed_.data(); }
   uint64_t packed_pages() const { return packed_.size() / 4096; }
 
-  // Maps the image privately over the `bytes()` bytes at `address`, which are a
-  // mapping of the caller's.
-  Status MapOver(uint8_t* address) const;
-  // Writes the packed pages of [first, first + count) over a private mapping of
-  // the base.
+  // Maps the base privately over the `bytes()` bytes at `address`, which are a
+  // mapping of the caller's. The packed pages are yet to be copied.
+  Status MapBase(uint8_t* address) const;
+  // Writes the packed pages among `pages` over a private mapping of the base.
   void CopyPacked(uint8_t* address, PageRun pages) const;
+  void CopyPacked(uint8_t* address) const;
 
   // The same contents in a file without packed pages: written at the first call,
   // at the cost of all pages that are present. Thread: one that may wait.
   Result<std::shared_ptr<const MemoryImage>> Flatten() const;
 
  private:
-  MemoryImage(std::shared_ptr<const UniqueFd> base, uint64_t bytes)
-      : base_(std::move(base)), bytes_(bytes) {}
+  MemoryImage(std::shared_ptr<const UniqueFd> base, uint64_t bytes, Backing backing)
+      : base_(std::move(base)), bytes_(bytes), backing_(backing) {}
 
   const std::shared_ptr<const UniqueFd> base_;
   const uint64_t bytes_;
+  const Backing backing_;
   std::vector<PageRun> runs_;
   Mapping packed_;
 };

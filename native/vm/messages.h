@@ -108,6 +108,7 @@ enum class ExitReason : uint8_t {
   kTripleFault,
   kInternalError,  // KVM could not go on
   kHostError,      // A device or the host failed under the VM
+  kIoError,        // The file behind its memory failed
 };
 const char* ExitReasonName(ExitReason reason);
 

@@ -162,6 +162,11 @@ Vcpu::Next Vcpu::HandleError(int error) {
   // Some kernels return these spuriously from KVM_RUN; in a row they are real.
   constexpr uint32_t kMaxRetries = 100;
   if (error == EINTR) return Next::kEnter;  // The kick, or a signal on its way elsewhere
+  // What KVM cannot read of a file-backed memory is no RAM to it either.
+  if (error == EFAULT && context_.memory->guard() != nullptr) {
+    return Exit(ExitReason::kIoError,
+                "the file behind the VM's memory was truncated or cannot be read");
+  }
   if ((error == EAGAIN || error == ENOMEM) && ++retries_ <= kMaxRetries) return Next::kEnter;
   return Exit(
       ExitReason::kHostError,

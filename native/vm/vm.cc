@@ -41,6 +41,8 @@ const char* ExitReasonName(ExitReason reason) {
       return "internal-error";
     case ExitReason::kHostError:
       return "host-error";
+    case ExitReason::kIoError:
+      return "io-error";
   }
   return "host-error";
 }
@@ -169,6 +171,7 @@ Status Vm::CreateVcpus(const Kvm& kvm, uint32_t count) {
 Status Vm::ConnectDevices() {
   if (devices_connected_) return Ok();
   devices_connected_ = true;
+  TRY(WatchMemory());
   for (VirtioMmio* transport : {vsock_transport_.get(), rng_transport_.get()}) {
     for (uint16_t queue = 0; queue < transport->queue_count(); ++queue) {
       // Lifetime: Shutdown() removes the handler before the transport goes.
@@ -177,6 +180,14 @@ Status Vm::ConnectDevices() {
     }
   }
   return Ok();
+}
+
+Status Vm::WatchMemory() {
+  const FaultGuard* guard = memory_.guard();
+  if (guard == nullptr) return Ok();
+  return loop_->Add(guard->failure(), [this] {
+    End(ExitReason::kIoError, "the file behind the VM's memory was truncated or cannot be read");
+  });
 }
 
 Vm::~Vm() { Shutdown(); }
@@ -191,6 +202,7 @@ void Vm::Shutdown() {
   // Tasks posted before run first, and none is posted after: the vCPUs are gone,
   // and the core has let go of this VM.
   loop_->PostAndWait([this] {
+    if (memory_.guard() != nullptr) loop_->Remove(memory_.guard()->failure());
     for (const auto* transport : {vsock_transport_.get(), rng_transport_.get()}) {
       if (transport == nullptr) continue;
       for (uint16_t queue = 0; queue < transport->queue_count(); ++queue) {

@@ -146,6 +146,8 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
                    std::unique_ptr<VirtioMmio>& transport);
   // Registers the devices with the device thread; nothing when they are.
   Status ConnectDevices();
+  // Has the device thread end the VM when the file behind its memory fails.
+  Status WatchMemory();
 
   // Holds (vm_run.cc).
   void AddHold(Hold hold);

@@ -225,7 +225,11 @@ Status Vm::Reset(std::shared_ptr<const VmState> state) {
   if (state->memory == memory_.image()) {
     TRY(memory_.RollBack());
   } else {
+    loop_->PostAndWait([this] {
+      if (memory_.guard() != nullptr) loop_->Remove(memory_.guard()->failure());
+    });
     TRY(memory_.Map(state->memory));
+    if (devices_connected_) TRY(WatchMemory());
   }
   Status restored = Ok();
   loop_->PostAndWait([&] { restored = RestoreMachine(std::move(state)); });
