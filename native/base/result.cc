@@ -48,6 +48,10 @@ const char* ErrorName(ErrorCode code) {
       return "ERR_VM_IO";
     case ErrorCode::kLimit:
       return "ERR_VM_LIMIT";
+    case ErrorCode::kProgram:
+      return "ERR_VM_PROGRAM";
+    case ErrorCode::kCancelled:
+      return "ERR_VM_CANCELLED";
   }
   return "ERR_VM_INTERNAL";
 }

@@ -29,6 +29,8 @@ enum class ErrorCode : uint8_t {
   kBadSnapshot,     // a snapshot directory is missing, damaged, unsafe or of another version
   kIo,              // the file behind a VM's memory failed under it
   kLimit,           // more forks than this host has room for
+  kProgram,         // a guest program at its park failed, ended or answered too much
+  kCancelled,       // the caller gave up; never leaves lib/
 };
 
 // The public code, such as "ERR_VM_BAD_KERNEL".
