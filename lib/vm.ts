@@ -7,11 +7,11 @@ import { boot } from './internal/boot.js';
 import { Core } from './internal/core.js';
 import { observe, observed } from './internal/diagnostics.js';
 import { attachCommand, startCommand } from './internal/exec-start.js';
-import { newVmId } from './internal/fork.js';
 import { type ForkParent, forkMany, forkOne } from './internal/fork-handles.js';
 import { checkSnapshot } from './internal/fork-options.js';
 import { freeze } from './internal/freeze.js';
 import type { Guest } from './internal/guest.js';
+import { newId } from './internal/ids.js';
 import { ParkedCalls } from './internal/parked-call.js';
 import { prepareBoot } from './internal/prepare-boot.js';
 import { checkText, show } from './internal/validate.js';
@@ -195,7 +195,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     const startedAt = performance.now();
     const checked = checkVmOptions(options);
     const { bootTimeoutMs, hostname, signal, memoryBytes, vcpus } = checked;
-    const id = newVmId();
+    const id = newId('vm');
     const observation = observe('create', { id, parentId: null }, 'create', () => {
       const { kernel, root, kernelArgs, env } = checked;
       const names = Object.keys(env);
