@@ -158,7 +158,9 @@ Result<bool> MemoryImageReader::Next(uint64_t& offset, std::span<const uint8_t>&
                                       : ::lseek(image_->base()->get(), static_cast<off_t>(offset),
                                                 SEEK_HOLE);
   if (hole < 0) return Error{ErrorCode::kIo, errno, "lseek", "guest memory"};
-  const uint64_t end = std::min({static_cast<uint64_t>(hole), offset + kPieceBytes, image_->bytes()});
+  // A file system may have smaller blocks than pages.
+  const uint64_t data_end = (static_cast<uint64_t>(hole) + kPage - 1) / kPage * kPage;
+  const uint64_t end = std::min({data_end, offset + kPieceBytes, image_->bytes()});
   buffer_.resize(end - offset);
   for (uint64_t done = 0; done < buffer_.size();) {
     const ssize_t got = ::pread(image_->base()->get(), buffer_.data() + done,
