@@ -84,6 +84,11 @@ Result<kvm_xcrs> VcpuFd::GetXcrs() const {
   return xcrs;
 }
 
+Status VcpuFd::SetXcrs(const kvm_xcrs& xcrs) const {
+  TRY(KVM_IOCTL(fd_, KVM_SET_XCRS, &xcrs));
+  return Ok();
+}
+
 Result<std::vector<uint8_t>> VcpuFd::GetXsave(size_t bytes) const {
   std::vector<uint8_t> area(bytes);
   if (bytes > kLegacyXsaveBytes) {

@@ -45,6 +45,7 @@ class VcpuFd {
   Result<kvm_debugregs> GetDebugRegs() const;
   Status SetDebugRegs(const kvm_debugregs& debug) const;
   Result<kvm_xcrs> GetXcrs() const;
+  Status SetXcrs(const kvm_xcrs& xcrs) const;
   // The whole XSAVE area in standard format. `bytes` is what
   // KVM_CAP_XSAVE2 reports, at least kLegacyXsaveBytes.
   Result<std::vector<uint8_t>> GetXsave(size_t bytes) const;

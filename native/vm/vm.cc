@@ -143,6 +143,7 @@ Status Vm::CreateVcpus(const Kvm& kvm, const HostProfile& host, uint32_t count) 
     TRY(fd.SetCpuid(VcpuCpuid(host.cpuid, id, count, host.tsc_deadline)));
     TRY(SetBootMsrs(fd));
     TRY(SetBootLapic(fd));
+    if (host.xsetbv_unseen) TRY(SetBootXcr0(fd, SupportedXcr0(host.cpuid)));
     vcpus_.push_back(std::make_unique<Vcpu>(id, std::move(fd), context));
   }
   return Ok();
