@@ -104,6 +104,7 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
   for (const auto& vcpu : vm->vcpus_) {
     TRY(SetBootMsrs(vcpu->fd()));
     TRY(SetBootLapic(vcpu->fd()));
+    if (host->xsetbv_unseen) TRY(SetBootXcr0(vcpu->fd(), SupportedXcr0(host->cpuid)));
   }
   TRY(SetBootRegisters(vm->vcpus_.front()->fd(), kernel.entry));
   return vm;
