@@ -10,6 +10,7 @@
 #include "arch/x86_64/host_profile.h"
 #include "base/event_loop.h"
 #include "base/result.h"
+#include "devices/acpi_power.h"
 #include "devices/bus.h"
 #include "devices/doorbell.h"
 #include "devices/serial.h"
@@ -68,6 +69,7 @@ class Vm final : private VcpuObserver, private VsockHost {
   // Ends the VM: the first reason counts. Thread: any.
   void End(ExitReason reason, std::string detail);
   void OnDoorbell(DoorbellEvent event);
+  void OnPower(PowerEvent event);
 
   void OnVcpuExit(ExitReason reason, std::string detail) override;
   bool OnConnect(uint32_t host_port) override;
@@ -89,6 +91,7 @@ class Vm final : private VcpuObserver, private VsockHost {
   IrqfdLine vsock_line_;
   IrqfdLine rng_line_;
   std::unique_ptr<Doorbell> doorbell_;
+  std::unique_ptr<AcpiPower> acpi_power_;
   std::unique_ptr<Serial> serial_;
   std::unique_ptr<VsockDevice> vsock_;
   std::unique_ptr<RngDevice> rng_;
