@@ -120,7 +120,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
    * @throws {TypeError} unknown option, or one of a wrong type.
    * @throws {RangeError} `memoryBytes`, `vcpus`, `bootTimeoutMs` or `kernelArgs` out of range.
    * @throws {VmError} `ERR_VM_KVM_UNAVAILABLE`: this host cannot run VMs, see `doctor()`.
-   *   `ERR_VM_BAD_KERNEL`, `ERR_VM_BAD_ROOT`: the file, and what is wrong with it.
+   *   `ERR_VM_BAD_KERNEL` (and its modules), `ERR_VM_BAD_ROOT`: the file, and what is wrong with it.
    *   `ERR_VM_NO_MEMORY`: the host refused memory, or the guest's is too small.
    *   `ERR_VM_BOOT_TIMEOUT`, `ERR_VM_EXITED`: the guest's fault, its console's end in `detail`.
    *   `ERR_VM_AGENT_PROTOCOL`: agent of another version. `ERR_VM_KVM`, `ERR_VM_SYSTEM`: see
@@ -133,9 +133,19 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     const { bootTimeoutMs, hostname, signal, memoryBytes, vcpus } = checked;
     const id = `vm-${randomBytes(8).toString('hex')}`;
     const observation = observe('create', { id, parentId: null }, 'create', () => {
-      const { kernel, root, kernelArgs, env } = checked;
+      const { kernel, modules, root, kernelArgs, env } = checked;
       const names = Object.keys(env);
-      return { memoryBytes, vcpus, kernel, kernelArgs, root, env: names, hostname, bootTimeoutMs };
+      return {
+        memoryBytes,
+        vcpus,
+        kernel,
+        modules,
+        kernelArgs,
+        root,
+        env: names,
+        hostname,
+        bootTimeoutMs,
+      };
     });
     try {
       const core = Core.get();

@@ -17,6 +17,7 @@
 #include "control.h"
 #include "log.h"
 #include "loop.h"
+#include "modules.h"
 #include "mounts.h"
 #include "protocol.h"
 
@@ -117,8 +118,17 @@ static void yield_to_commands(void) {
   }
 }
 
+// A kernel of the caller's may have its drivers as modules. One that has them built in, such as
+// ours, is not made to look for any.
+static int dial_early(void) {
+  const int fd = dial();
+  if (fd >= 0) return fd;
+  modules_load();
+  return dial();
+}
+
 static void serve(void) {
-  const int early = dial();
+  const int early = dial_early();
   mounts_create();
   open_null();
   loopback_up();

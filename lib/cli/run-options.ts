@@ -51,6 +51,7 @@ function parse(args: readonly string[]) {
         memory: { type: 'string' },
         vcpus: { type: 'string' },
         kernel: { type: 'string' },
+        modules: { type: 'string' },
         'kernel-args': { type: 'string' },
         root: { type: 'string' },
         env: { type: 'string', multiple: true },
@@ -78,7 +79,7 @@ export function parseRunArguments(args: readonly string[]): RunArguments {
   if (positionals.length > 0) {
     throw new UsageError(`Unexpected '${positionals[0]}'; the command goes behind '--'`);
   }
-  const { memory, vcpus, kernel, root, env, cwd, hostname, timeout } = values;
+  const { memory, vcpus, kernel, modules, root, env, cwd, hostname, timeout } = values;
   const kernelArgs = values['kernel-args'];
   const bootTimeout = values['boot-timeout'];
   return {
@@ -86,6 +87,7 @@ export function parseRunArguments(args: readonly string[]): RunArguments {
       ...(memory !== undefined && { memoryBytes: parseSize(memory) }),
       ...(vcpus !== undefined && { vcpus: parseNumber('--vcpus', vcpus) }),
       ...(kernel !== undefined && { kernel }),
+      ...(modules !== undefined && { modules }),
       ...(kernelArgs !== undefined && { kernelArgs }),
       ...(root !== undefined && { root }),
       ...(env !== undefined && { env: parseEnvironment(env) }),
