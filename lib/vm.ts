@@ -21,7 +21,8 @@ export interface VmExit {
   /**
    * - `'power-off'`, `'halt'`: the guest stopped itself.
    * - `'restart'`: the guest asked for a restart; a VM does not restart.
-   * - `'panic'`, `'triple-fault'`: the guest's kernel failed.
+   * - `'panic'`, `'triple-fault'`: the guest's kernel failed. One that is not ours ends with the
+   *   latter when it restarts as well.
    * - `'internal-error'`: KVM could not go on; `detail` has the instruction.
    * - `'host-error'`: the host failed under the VM.
    * - `'closed'`: `vm.close()`.

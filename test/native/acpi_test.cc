@@ -13,7 +13,6 @@
 
 #include "arch/x86_64/layout.h"
 #include "arch/x86_64/mp_table.h"
-#include "base/unique_fd.h"
 #include "doctest.h"
 
 namespace forklet {
@@ -140,19 +139,18 @@ Table ReadFile(const std::string& path) {
 }
 
 // Compiles dsdt.asl with ACPICA's iasl, which writes `prefix`.aml.
-int Compile(const std::string& prefix) {
-  const std::string source = FORKLET_SOURCE_DIR "/test/native/dsdt.asl";
-  std::vector<std::string> words = {"iasl", "-va", "-p", prefix, source};
-  std::vector<char*> arguments;
-  for (std::string& word : words) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
+int Compile(std::string prefix) {
+  std::string source = FORKLET_SOURCE_DIR "/test/native/dsdt.asl";
+  std::string program = "iasl", no_messages = "-va", output = "-p";
+  char* const arguments[] = {program.data(), no_messages.data(), output.data(),
+                             prefix.data(),  source.data(),      nullptr};
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
   pid_t child = 0;
-  const int error = posix_spawnp(&child, "iasl", &actions, nullptr, arguments.data(), environ);
+  const int error = posix_spawnp(&child, "iasl", &actions, nullptr, arguments, environ);
   posix_spawn_file_actions_destroy(&actions);
-  REQUIRE_MESSAGE(error == 0, "iasl of the package acpica-tools: ", std::strerror(error));
+  REQUIRE_MESSAGE(error == 0, "errno of iasl, which the package acpica-tools has: ", error);
   int status = -1;
   REQUIRE_EQ(::waitpid(child, &status, 0), child);
   return status;
