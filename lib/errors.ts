@@ -16,29 +16,49 @@ export const VM_ERROR_CODES = [
   'ERR_VM_BAD_KERNEL',
   /** The root is missing, or is neither a directory nor a cpio archive. */
   'ERR_VM_BAD_ROOT',
+  /** The snapshot's directory is missing, damaged, of another version, or writable by others. */
+  'ERR_VM_BAD_SNAPSHOT',
   /** The guest agent did not answer within `bootTimeoutMs`. */
   'ERR_VM_BOOT_TIMEOUT',
-  /** The VM was closed by its owner. */
+  /** The VM, or the snapshot, was closed by its owner. */
   'ERR_VM_CLOSED',
   /** The command could not be started; `errno` is the guest's. */
   'ERR_VM_EXEC',
+  /** There is a snapshot in that directory already, and `overwrite` was not set. */
+  'ERR_VM_EXISTS',
   /** The VM stopped running: see `detail`. */
   'ERR_VM_EXITED',
   /** The command failed, and `check: true` makes that an error. */
   'ERR_VM_EXIT_STATUS',
   /** A state that should be impossible: a bug of this library. */
   'ERR_VM_INTERNAL',
+  /** The file behind the VM's memory failed or was truncated; the VM is gone. */
+  'ERR_VM_IO',
   /** A KVM request failed: see `syscall` and `errno`. */
   'ERR_VM_KVM',
   /** This host cannot run VMs: no KVM, no permission, another platform, or no built addon. */
   'ERR_VM_KVM_UNAVAILABLE',
+  /** More forks than the limits of this host or process allow: the message names the limit. */
+  'ERR_VM_LIMIT',
   /** More output than `maxOutputBytes` allows. */
   'ERR_VM_MAX_OUTPUT',
+  /** A fork could not confirm that its randomness and identity are its own; it was stopped. */
+  'ERR_VM_NOT_UNIQUE',
   /** The host refused memory, or the guest's memory is too small for its kernel and root. */
   'ERR_VM_NO_MEMORY',
+  /** The VM does not come from a snapshot, so there is none to reset it to. */
+  'ERR_VM_NO_SNAPSHOT',
+  /** The guest did not stand still for a snapshot in time; the VM goes on. */
+  'ERR_VM_PARK_TIMEOUT',
+  /** The VM is paused. */
+  'ERR_VM_PAUSED',
+  /** A program that stands parked said that the call failed, ended, or answered too much. */
+  'ERR_VM_PROGRAM',
+  /** The VM was reset to a snapshot while the operation was pending. */
+  'ERR_VM_RESET',
   /** A system call of the host failed: see `syscall` and `errno`. */
   'ERR_VM_SYSTEM',
-  /** The command ran longer than `timeoutMs`. */
+  /** A command, a call or a fork took longer than its `timeoutMs`. */
   'ERR_VM_TIMEOUT',
 ] as const;
 

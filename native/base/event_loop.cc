@@ -104,8 +104,13 @@ void EventLoop::Run() {
         Dispatch(events[i].data.u64);
       }
     }
-    std::lock_guard lock(mutex_);
-    if (stopping_) return;
+    {
+      std::lock_guard lock(mutex_);
+      if (!stopping_) continue;
+    }
+    // Somebody may wait for what was posted last.
+    RunPosted();
+    return;
   }
 }
 

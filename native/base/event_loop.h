@@ -22,7 +22,7 @@ class EventLoop {
   using Task = std::function<void()>;
 
   static Result<std::shared_ptr<EventLoop>> Create(const std::string& thread_name);
-  // Joins the thread; tasks not yet run are dropped. Not on the loop's thread.
+  // Runs what was posted and joins the thread. Not on the loop's thread.
   ~EventLoop();
   EventLoop(const EventLoop&) = delete;
   EventLoop& operator=(const EventLoop&) = delete;

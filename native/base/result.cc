@@ -30,6 +30,28 @@ const char* ErrorName(ErrorCode code) {
       return "ERR_VM_CLOSED";
     case ErrorCode::kInternal:
       return "ERR_VM_INTERNAL";
+    case ErrorCode::kPaused:
+      return "ERR_VM_PAUSED";
+    case ErrorCode::kReset:
+      return "ERR_VM_RESET";
+    case ErrorCode::kNoSnapshot:
+      return "ERR_VM_NO_SNAPSHOT";
+    case ErrorCode::kParkTimeout:
+      return "ERR_VM_PARK_TIMEOUT";
+    case ErrorCode::kNotUnique:
+      return "ERR_VM_NOT_UNIQUE";
+    case ErrorCode::kExists:
+      return "ERR_VM_EXISTS";
+    case ErrorCode::kBadSnapshot:
+      return "ERR_VM_BAD_SNAPSHOT";
+    case ErrorCode::kIo:
+      return "ERR_VM_IO";
+    case ErrorCode::kLimit:
+      return "ERR_VM_LIMIT";
+    case ErrorCode::kProgram:
+      return "ERR_VM_PROGRAM";
+    case ErrorCode::kCancelled:
+      return "ERR_VM_CANCELLED";
   }
   return "ERR_VM_INTERNAL";
 }

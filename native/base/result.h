@@ -20,6 +20,17 @@ enum class ErrorCode : uint8_t {
   kExited,          // the VM is not running any more
   kClosed,          // the VM was closed
   kInternal,        // state that should be impossible; a bug of ours, survived
+  kPaused,          // the VM is paused
+  kReset,           // the VM was reset to its snapshot meanwhile
+  kNoSnapshot,      // the VM comes from no snapshot, so there is none to go back to
+  kParkTimeout,     // the guest did not stand still for a freeze in time
+  kNotUnique,       // a fork did not confirm that it differs from its siblings
+  kExists,          // a snapshot directory exists already
+  kBadSnapshot,     // a snapshot directory is missing, damaged, unsafe or of another version
+  kIo,              // the file behind a VM's memory failed under it
+  kLimit,           // more forks than this host has room for
+  kProgram,         // a guest program at its park failed, ended or answered too much
+  kCancelled,       // the caller gave up; never leaves lib/
 };
 
 // The public code, such as "ERR_VM_BAD_KERNEL".

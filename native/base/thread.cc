@@ -64,10 +64,13 @@ Result<Thread> Thread::Start(const std::string& name, std::function<void()> body
   CHECK(pthread_attr_init(&attributes) == 0);
   CHECK(pthread_attr_setstack(&attributes, thread.stack_.data() + kGuardBytes, stack_bytes) == 0);
 
-  // The new thread inherits the mask: everything blocked but the kick.
+  // The new thread inherits the mask: everything blocked but the kick, and
+  // SIGBUS, which an access raises: were it blocked, the kernel would end the
+  // process instead of calling the handler (see FaultGuard).
   sigset_t mask;
   sigset_t previous;
   sigfillset(&mask);
+  sigdelset(&mask, SIGBUS);
   {
     std::lock_guard lock(kick_mutex);
     if (kick_signal != 0) sigdelset(&mask, kick_signal);

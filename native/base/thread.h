@@ -11,8 +11,8 @@
 
 namespace forklet {
 
-// One thread of ours: named, on a small stack, with every signal blocked but
-// the kick, so that the process's handlers never run on it.
+// One thread of ours: named, on a small stack, with every signal blocked but the
+// kick and SIGBUS, so that the process's handlers do not run on it.
 //
 // std::thread reports a failed start by an exception only, which is an abort
 // here; this one returns an Error.

@@ -69,6 +69,51 @@ Napi::Value ToJs(Napi::Env env, const ProbeReport& report) {
   return object;
 }
 
+Napi::Value CopyBytes(Napi::Env env, const void* data, size_t size) {
+  return Napi::Buffer<uint8_t>::Copy(env, static_cast<const uint8_t*>(data), size);
+}
+
+Napi::Value ToJs(Napi::Env env, const Bytes& bytes) {
+  return CopyBytes(env, bytes.data(), bytes.size());
+}
+
+const char* PlaceName(ParkPlace place) {
+  return place == ParkPlace::kAgent ? "agent" : "program";
+}
+
+const char* PoolName(PoolHit pool) {
+  switch (pool) {
+    case PoolHit::kFork:
+      return "fork";
+    case PoolHit::kShell:
+      return "shell";
+    case PoolHit::kNone:
+      return "none";
+  }
+  return "none";
+}
+
+Napi::Value ToJs(Napi::Env env, const SnapshotInfo& info) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("memoryBytes", ToJs(env, info.memory_bytes));
+  object.Set("vcpus", ToJs(env, info.vcpus));
+  object.Set("connection", ToJs(env, info.connection));
+  object.Set("copiedPages", ToJs(env, info.copied_pages));
+  object.Set("at", PlaceName(info.place));
+  object.Set("parkNs", ToJs(env, info.times.park));
+  object.Set("stoppedNs", ToJs(env, info.times.stopped));
+  if (info.session) object.Set("session", ToJs(env, *info.session));
+  return object;
+}
+
+Napi::Value ToJs(Napi::Env env, const ForkTimes& times) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("pool", PoolName(times.pool));
+  object.Set("shell", ToJs(env, times.shell));
+  object.Set("restored", ToJs(env, times.restored));
+  return object;
+}
+
 Napi::Object NewEvent(Napi::Env env, const char* type) {
   Napi::Object object = Napi::Object::New(env);
   object.Set("type", type);
@@ -85,10 +130,6 @@ Napi::Object NewConnectionEvent(Napi::Env env, const char* type, VmId vm, uint64
   Napi::Object object = NewVmEvent(env, type, vm);
   object.Set("connection", ToJs(env, connection));
   return object;
-}
-
-Napi::Value CopyBytes(Napi::Env env, const void* data, size_t size) {
-  return Napi::Buffer<uint8_t>::Copy(env, static_cast<const uint8_t*>(data), size);
 }
 
 struct EventVisitor {
@@ -149,14 +190,43 @@ std::nullopt_t ThrowTypeError(Napi::Env env, const char* message) {
   return std::nullopt;
 }
 
+}  // namespace
+
+Napi::Value ForkTimesToJs(Napi::Env env, const ForkTimes& times) { return ToJs(env, times); }
+
+Napi::Value ToJs(Napi::Env env, const Event& event) { return std::visit(EventVisitor{env}, event); }
+
 std::optional<std::string> ToText(Napi::Value value) {
   if (!value.IsString()) return ThrowTypeError(value.Env(), "expected a string");
   return value.As<Napi::String>().Utf8Value();
 }
 
-}  // namespace
+std::optional<ParkPlace> ToParkPlace(Napi::Value value) {
+  const auto name = ToText(value);
+  if (!name) return std::nullopt;
+  if (*name == "agent") return ParkPlace::kAgent;
+  if (*name == "program") return ParkPlace::kProgram;
+  return ThrowTypeError(value.Env(), "expected 'agent' or 'program'");
+}
 
-Napi::Value ToJs(Napi::Env env, const Event& event) { return std::visit(EventVisitor{env}, event); }
+std::optional<PoolUse> ToPoolUse(Napi::Value value) {
+  const auto name = ToText(value);
+  if (!name) return std::nullopt;
+  if (*name == "use") return PoolUse::kUse;
+  if (*name == "never") return PoolUse::kNever;
+  if (*name == "require") return PoolUse::kRequire;
+  return ThrowTypeError(value.Env(), "expected 'use', 'never' or 'require'");
+}
+
+std::optional<uint32_t> ToId(Napi::Value value) {
+  const auto integer = ToInteger(value);
+  if (!integer) return std::nullopt;
+  if (*integer > UINT32_MAX) {
+    Napi::TypeError::New(value.Env(), "expected a 32-bit id").ThrowAsJavaScriptException();
+    return std::nullopt;
+  }
+  return static_cast<uint32_t>(*integer);
+}
 
 std::optional<uint64_t> ToInteger(Napi::Value value) {
   const double number = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : -1;

@@ -15,15 +15,6 @@ namespace {
 bool IsMainThread() { return ::syscall(SYS_gettid) == ::getpid(); }
 
 // Request and VM ids are 32 bits wide; `lib/internal/core.ts` counts them up.
-std::optional<uint32_t> ToId(Napi::Value value) {
-  const auto integer = ToInteger(value);
-  if (!integer) return std::nullopt;
-  if (*integer > UINT32_MAX) {
-    Napi::TypeError::New(value.Env(), "expected a 32-bit id").ThrowAsJavaScriptException();
-    return std::nullopt;
-  }
-  return static_cast<uint32_t>(*integer);
-}
 
 }  // namespace
 
@@ -35,6 +26,18 @@ Napi::Function CoreWrap::Define(Napi::Env env) {
                          InstanceMethod<&CoreWrap::Send>("send"),
                          InstanceMethod<&CoreWrap::Consume>("consume"),
                          InstanceMethod<&CoreWrap::Disconnect>("disconnect"),
+                         InstanceMethod<&CoreWrap::PauseVm>("pauseVm"),
+                         InstanceMethod<&CoreWrap::ResumeVm>("resumeVm"),
+                         InstanceMethod<&CoreWrap::EnterVm>("enterVm"),
+                         InstanceMethod<&CoreWrap::SnapshotVm>("snapshotVm"),
+                         InstanceMethod<&CoreWrap::CancelSnapshot>("cancelSnapshot"),
+                         InstanceMethod<&CoreWrap::ForkSnapshot>("forkSnapshot"),
+                         InstanceMethod<&CoreWrap::PrewarmSnapshot>("prewarmSnapshot"),
+                         InstanceMethod<&CoreWrap::CloseSnapshot>("closeSnapshot"),
+                         InstanceMethod<&CoreWrap::ResetVm>("resetVm"),
+                         InstanceMethod<&CoreWrap::CallProgram>("callProgram"),
+                         InstanceMethod<&CoreWrap::CancelCall>("cancelCall"),
+                         InstanceMethod<&CoreWrap::YieldProgram>("yieldProgram"),
                          InstanceMethod<&CoreWrap::Stats>("stats"),
                          InstanceMethod<&CoreWrap::Probe>("probe"),
                          InstanceMethod<&CoreWrap::Ref>("ref"),
@@ -106,6 +109,23 @@ void CoreWrap::Disconnect(const Napi::CallbackInfo& info) {
   const auto vm = ToId(info[0]);
   const auto connection = ToInteger(info[1]);
   if (vm && connection && core_) core_->Disconnect(*vm, *connection);
+}
+
+void CoreWrap::PauseVm(const Napi::CallbackInfo& info) {
+  const auto request = ToId(info[0]);
+  const auto vm = ToId(info[1]);
+  if (request && vm && core_) core_->PauseVm(*request, *vm);
+}
+
+void CoreWrap::ResumeVm(const Napi::CallbackInfo& info) {
+  const auto request = ToId(info[0]);
+  const auto vm = ToId(info[1]);
+  if (request && vm && core_) core_->ResumeVm(*request, *vm);
+}
+
+void CoreWrap::EnterVm(const Napi::CallbackInfo& info) {
+  const auto vm = ToId(info[0]);
+  if (vm && core_) core_->EnterVm(*vm);
 }
 
 void CoreWrap::Stats(const Napi::CallbackInfo& info) {

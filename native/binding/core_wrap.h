@@ -26,8 +26,23 @@ class CoreWrap final : public Napi::ObjectWrap<CoreWrap> {
   void Send(const Napi::CallbackInfo& info);
   void Consume(const Napi::CallbackInfo& info);
   void Disconnect(const Napi::CallbackInfo& info);
+  void PauseVm(const Napi::CallbackInfo& info);
+  void ResumeVm(const Napi::CallbackInfo& info);
+  void EnterVm(const Napi::CallbackInfo& info);
   void Stats(const Napi::CallbackInfo& info);
   void Probe(const Napi::CallbackInfo& info);
+
+  // core_wrap_snapshots.cc
+  void SnapshotVm(const Napi::CallbackInfo& info);
+  void CancelSnapshot(const Napi::CallbackInfo& info);
+  Napi::Value ForkSnapshot(const Napi::CallbackInfo& info);
+  void PrewarmSnapshot(const Napi::CallbackInfo& info);
+  void CloseSnapshot(const Napi::CallbackInfo& info);
+  void ResetVm(const Napi::CallbackInfo& info);
+  void CallProgram(const Napi::CallbackInfo& info);
+  void CancelCall(const Napi::CallbackInfo& info);
+  void YieldProgram(const Napi::CallbackInfo& info);
+
   void Ref(const Napi::CallbackInfo& info);
   void Unref(const Napi::CallbackInfo& info);
 

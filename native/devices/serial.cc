@@ -11,6 +11,13 @@ constexpr uint8_t kIerMask = UART_IER_RDI | UART_IER_THRI | UART_IER_RLSI | UART
 constexpr uint8_t kMcrMask =
     UART_MCR_DTR | UART_MCR_RTS | UART_MCR_OUT1 | UART_MCR_OUT2 | UART_MCR_LOOP;
 constexpr uint8_t kIirFifoEnabled = 0xc0;
+
+// What FCR keeps of a written value: which of the other bits hold depends on the
+// first, and the two that clear a FIFO are not kept.
+constexpr uint8_t StoredFcr(uint8_t value) {
+  constexpr uint8_t kKept = static_cast<uint8_t>(~(UART_FCR_CLEAR_RCVR | UART_FCR_CLEAR_XMIT));
+  return (value & UART_FCR_ENABLE_FIFO) ? value & kKept : 0;
+}
 }  // namespace
 
 void Serial::Read(uint64_t offset, std::span<uint8_t> data) {
@@ -23,6 +30,27 @@ void Serial::Read(uint64_t offset, std::span<uint8_t> data) {
 void Serial::Write(uint64_t offset, std::span<const uint8_t> data) {
   std::lock_guard lock(mutex_);
   for (size_t i = 0; i < data.size(); ++i) WriteRegister(offset + i, data[i]);
+  UpdateLine();
+}
+
+Serial::State Serial::Save() const {
+  std::lock_guard lock(mutex_);
+  return state_;
+}
+
+Status Serial::Restore(const State& state) {
+  if ((state.ier & ~kIerMask) != 0 || (state.mcr & ~kMcrMask) != 0 ||
+      state.fcr != StoredFcr(state.fcr) || state.input.size() > kMaxInputBytes) {
+    return Error{ErrorCode::kBadSnapshot, 0, "", "impossible state of the serial console"};
+  }
+  std::lock_guard lock(mutex_);
+  state_ = state;
+  return Ok();
+}
+
+void Serial::Kick() {
+  std::lock_guard lock(mutex_);
+  state_.line = false;
   UpdateLine();
 }
 
@@ -89,10 +117,7 @@ void Serial::WriteRegister(uint64_t offset, uint8_t value) {
       return;
     case UART_FCR:
       if (value & UART_FCR_CLEAR_RCVR) state_.input.clear();
-      // Which of the other bits hold depends on the first; the two that clear
-      // a FIFO are not kept.
-      state_.fcr =
-          (value & UART_FCR_ENABLE_FIFO) ? value & ~(UART_FCR_CLEAR_RCVR | UART_FCR_CLEAR_XMIT) : 0;
+      state_.fcr = StoredFcr(value);
       return;
     case UART_LCR:
       state_.lcr = value;

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <span>
 
+#include "base/result.h"
 #include "devices/bus_device.h"
 
 namespace forklet {
@@ -38,6 +39,8 @@ class Serial final : public BusDevice {
     bool thre_pending = false;  // THR ran empty, and IIR did not report it yet
     bool line = false;          // The interrupt level after the last access
     std::deque<uint8_t> input;
+
+    bool operator==(const State&) const = default;
   };
 
   // `sink` takes each byte that the guest sends, on the vCPU thread and under
@@ -48,6 +51,15 @@ class Serial final : public BusDevice {
 
   void Read(uint64_t offset, std::span<uint8_t> data) override;
   void Write(uint64_t offset, std::span<const uint8_t> data) override;
+
+  State Save() const;
+  // Takes over a saved state, which may come from a file: kBadSnapshot, and
+  // nothing changed, when no guest could have brought a UART into it. Raises no
+  // interrupt: see Kick.
+  Status Restore(const State& state);
+  // Raises the interrupt that a restored state has pending: its edge may have
+  // been under way when the state was saved, and one too many does no harm.
+  void Kick();
 
   // Offers bytes to the guest; returns how many were taken (see kMaxInputBytes).
   size_t Input(std::span<const uint8_t> data);
@@ -64,7 +76,7 @@ class Serial final : public BusDevice {
 
   InterruptLine& interrupt_;
   const std::function<void(uint8_t)> sink_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   State state_;  // Thread: under mutex_
 };
 

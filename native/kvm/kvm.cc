@@ -89,4 +89,15 @@ Result<CpuidTable> Kvm::GetSupportedCpuid() const {
   return table;
 }
 
+Result<std::vector<uint32_t>> Kvm::GetMsrIndexList() const {
+  MsrIndexTable table;
+  table.count = MsrIndexTable::kCapacity;
+  TRY(Ioctl(fd_, kGetMsrIndexList, "KVM_GET_MSR_INDEX_LIST", &table));
+  if (table.count > MsrIndexTable::kCapacity) {
+    return Error{ErrorCode::kKvm, 0, "KVM_GET_MSR_INDEX_LIST",
+                 std::to_string(table.count) + " MSRs"};
+  }
+  return std::vector<uint32_t>(table.indices, table.indices + table.count);
+}
+
 }  // namespace forklet

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "base/unique_fd.h"
@@ -22,6 +23,8 @@ class Kvm {
   Result<int> CheckExtension(int capability, const char* name) const;
   // KVM_GET_SUPPORTED_CPUID.
   Result<CpuidTable> GetSupportedCpuid() const;
+  // KVM_GET_MSR_INDEX_LIST: the MSRs that KVM saves and restores.
+  Result<std::vector<uint32_t>> GetMsrIndexList() const;
   // KVM_GET_VCPU_MMAP_SIZE: size of a vCPU's shared kvm_run, in bytes.
   size_t vcpu_mmap_size() const { return vcpu_mmap_size_; }
 

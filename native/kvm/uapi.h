@@ -34,12 +34,21 @@ struct MsrTable {
 static_assert(offsetof(MsrTable<1>, entries) == 8);
 static_assert(sizeof(kvm_msr_entry) == 16);
 
+// struct kvm_msr_list with room: KVM lists some hundred MSRs.
+struct MsrIndexTable {
+  static constexpr uint32_t kCapacity = 1024;
+  uint32_t count = 0;
+  uint32_t indices[kCapacity] = {};
+};
+static_assert(offsetof(MsrIndexTable, indices) == 4);
+
 // The largest state that KVM_GET_XSAVE2 can hand out is a few KiB (AMX: 8 KiB
 // of tiles); KVM_CHECK_EXTENSION(KVM_CAP_XSAVE2) tells, and is checked.
 inline constexpr size_t kLegacyXsaveBytes = 4096;
 
 // Header sizes as in C: 8 bytes, whatever the entries.
 inline constexpr unsigned long kGetSupportedCpuid = _IOWR(KVMIO, 0x05, uint64_t);
+inline constexpr unsigned long kGetMsrIndexList = _IOWR(KVMIO, 0x02, uint32_t);
 inline constexpr unsigned long kSetCpuid2 = _IOW(KVMIO, 0x90, uint64_t);
 inline constexpr unsigned long kGetMsrs = _IOWR(KVMIO, 0x88, uint64_t);
 inline constexpr unsigned long kSetMsrs = _IOW(KVMIO, 0x89, uint64_t);
@@ -56,12 +65,16 @@ static_assert(sizeof(kvm_vcpu_events) == 64);
 static_assert(sizeof(kvm_debugregs) == 128);
 static_assert(sizeof(kvm_lapic_state) == 1024);
 static_assert(sizeof(kvm_userspace_memory_region) == 32);
+static_assert(sizeof(kvm_mp_state) == 4);
+static_assert(sizeof(kvm_irqchip) == 520);
+static_assert(sizeof(kvm_clock_data) == 48);
 static_assert(sizeof(kvm_irqfd) == 32);
 static_assert(sizeof(kvm_ioeventfd) == 64);
 static_assert(KVM_CREATE_VM == 0xae01);
 static_assert(KVM_RUN == 0xae80);
 static_assert(KVM_SET_USER_MEMORY_REGION == 0x4020ae46);
 static_assert(kGetSupportedCpuid == 0xc008ae05);
+static_assert(kGetMsrIndexList == 0xc004ae02);
 static_assert(kSetCpuid2 == 0x4008ae90);
 static_assert(kSetMsrs == 0x4008ae89);
 static_assert(kGetXsave == 0x9000aea4);

@@ -84,6 +84,22 @@ Result<kvm_xcrs> VcpuFd::GetXcrs() const {
   return xcrs;
 }
 
+Status VcpuFd::SetXcrs(const kvm_xcrs& xcrs) const {
+  TRY(KVM_IOCTL(fd_, KVM_SET_XCRS, &xcrs));
+  return Ok();
+}
+
+Result<kvm_mp_state> VcpuFd::GetMpState() const {
+  kvm_mp_state state = {};
+  TRY(KVM_IOCTL(fd_, KVM_GET_MP_STATE, &state));
+  return state;
+}
+
+Status VcpuFd::SetMpState(const kvm_mp_state& state) const {
+  TRY(KVM_IOCTL(fd_, KVM_SET_MP_STATE, &state));
+  return Ok();
+}
+
 Result<std::vector<uint8_t>> VcpuFd::GetXsave(size_t bytes) const {
   std::vector<uint8_t> area(bytes);
   if (bytes > kLegacyXsaveBytes) {
@@ -104,7 +120,7 @@ Status VcpuFd::SetXsave(std::span<const uint8_t> area) const {
 }
 
 Status VcpuFd::SetMsrs(std::span<const kvm_msr_entry> entries) const {
-  using Table = MsrTable<16>;
+  using Table = MsrTable<128>;
   for (size_t done = 0; done < entries.size();) {
     Table table;
     table.count = static_cast<uint32_t>(
@@ -135,6 +151,36 @@ Result<uint64_t> VcpuFd::GetMsr(uint32_t index) const {
     return Error{ErrorCode::kKvm, 0, "KVM_GET_MSRS", text};
   }
   return static_cast<uint64_t>(table.entries[0].data);
+}
+
+Result<std::vector<kvm_msr_entry>> VcpuFd::GetMsrs(std::span<const uint32_t> indices) const {
+  using Table = MsrTable<128>;
+  std::vector<kvm_msr_entry> entries;
+  for (size_t done = 0; done < indices.size();) {
+    Table table;
+    table.count = static_cast<uint32_t>(
+        std::min(indices.size() - done, sizeof table.entries / sizeof table.entries[0]));
+    for (uint32_t i = 0; i < table.count; ++i) table.entries[i].index = indices[done + i];
+    auto got = Ioctl(fd_, kGetMsrs, "KVM_GET_MSRS", &table);
+    if (!got.ok()) return std::move(got).error();
+    const size_t count = std::min<size_t>(static_cast<size_t>(got.value()), table.count);
+    entries.insert(entries.end(), table.entries, table.entries + count);
+    // KVM stops at the first MSR that it refuses: go on behind that one.
+    done += count < table.count ? count + 1 : count;
+  }
+  return entries;
+}
+
+Status VcpuFd::NotifyStopped() const {
+  auto notified = KVM_IOCTL(fd_, KVM_KVMCLOCK_CTRL, 0ul);
+  // EINVAL: the guest has no kvm-clock.
+  if (!notified.ok() && notified.error().sys_errno != EINVAL) return std::move(notified).error();
+  return Ok();
+}
+
+uint32_t VcpuFd::GetTscKhz() const {
+  const int khz = ::ioctl(fd_.get(), KVM_GET_TSC_KHZ, 0ul);
+  return khz > 0 ? static_cast<uint32_t>(khz) : 0;
 }
 
 Result<UniqueFd> VcpuFd::OpenStats() const {

@@ -45,6 +45,9 @@ class VcpuFd {
   Result<kvm_debugregs> GetDebugRegs() const;
   Status SetDebugRegs(const kvm_debugregs& debug) const;
   Result<kvm_xcrs> GetXcrs() const;
+  Status SetXcrs(const kvm_xcrs& xcrs) const;
+  Result<kvm_mp_state> GetMpState() const;
+  Status SetMpState(const kvm_mp_state& state) const;
   // The whole XSAVE area in standard format. `bytes` is what
   // KVM_CAP_XSAVE2 reports, at least kLegacyXsaveBytes.
   Result<std::vector<uint8_t>> GetXsave(size_t bytes) const;
@@ -52,6 +55,13 @@ class VcpuFd {
   // Sets every MSR, or fails naming the first that KVM refused.
   Status SetMsrs(std::span<const kvm_msr_entry> entries) const;
   Result<uint64_t> GetMsr(uint32_t index) const;
+  // Reads what it can of these MSRs: one that KVM refuses is left out.
+  Result<std::vector<kvm_msr_entry>> GetMsrs(std::span<const uint32_t> indices) const;
+  // KVM_KVMCLOCK_CTRL: tells the guest that it was stopped, so that its soft
+  // lockup watchdog does not blame itself. Nothing without a kvm-clock.
+  Status NotifyStopped() const;
+  // KVM_GET_TSC_KHZ: the rate of the guest's TSC; 0 where KVM does not know.
+  uint32_t GetTscKhz() const;
   // KVM_GET_STATS_FD: the vCPU's statistics.
   Result<UniqueFd> OpenStats() const;
 

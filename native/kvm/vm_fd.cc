@@ -30,6 +30,31 @@ Status VmFd::CreateIrqchip() const {
   return Ok();
 }
 
+Result<kvm_irqchip> VmFd::GetIrqchip(uint32_t chip) const {
+  kvm_irqchip state = {};
+  state.chip_id = chip;
+  TRY(KVM_IOCTL(fd_, KVM_GET_IRQCHIP, &state, "chip " + std::to_string(chip)));
+  return state;
+}
+
+Status VmFd::SetIrqchip(const kvm_irqchip& chip) const {
+  TRY(KVM_IOCTL(fd_, KVM_SET_IRQCHIP, &chip, "chip " + std::to_string(chip.chip_id)));
+  return Ok();
+}
+
+Result<uint64_t> VmFd::GetClock() const {
+  kvm_clock_data data = {};
+  TRY(KVM_IOCTL(fd_, KVM_GET_CLOCK, &data));
+  return static_cast<uint64_t>(data.clock);
+}
+
+Status VmFd::SetClock(uint64_t nanoseconds) const {
+  kvm_clock_data data = {};
+  data.clock = nanoseconds;
+  TRY(KVM_IOCTL(fd_, KVM_SET_CLOCK, &data));
+  return Ok();
+}
+
 Status VmFd::EnableCapability(uint32_t capability, const char* name, uint64_t argument) const {
   kvm_enable_cap enable = {};
   enable.cap = capability;

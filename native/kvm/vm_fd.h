@@ -30,6 +30,12 @@ class VmFd {
   Status SetRealModeAreas(GuestAddress tss, GuestAddress identity_map) const;
   // KVM_CREATE_IRQCHIP: PICs, IOAPIC and a local APIC a vCPU.
   Status CreateIrqchip() const;
+  // KVM_GET_IRQCHIP and KVM_SET_IRQCHIP of one of its chips, KVM_IRQCHIP_*.
+  Result<kvm_irqchip> GetIrqchip(uint32_t chip) const;
+  Status SetIrqchip(const kvm_irqchip& chip) const;
+  // KVM_GET_CLOCK and KVM_SET_CLOCK: the kvm-clock, in nanoseconds.
+  Result<uint64_t> GetClock() const;
+  Status SetClock(uint64_t nanoseconds) const;
   // KVM_ENABLE_CAP without flags and with one argument.
   Status EnableCapability(uint32_t capability, const char* name, uint64_t argument) const;
   // KVM_IRQFD: a signal of `event` is an edge on `gsi`.

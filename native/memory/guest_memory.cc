@@ -2,38 +2,27 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
 #include "arch/x86_64/layout.h"
+#include "memory/page_scan.h"
 
 namespace forklet {
 
-Result<GuestMemory> GuestMemory::Create(uint64_t bytes) {
-  CHECK(bytes > 0 && bytes % layout::kPageSize == 0);
-  GuestMemory memory;
-  memory.bytes_ = bytes;
-  memory.memfd_ = UniqueFd(::memfd_create("forklet-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!memory.memfd_) return Error{ErrorCode::kSystem, errno, "memfd_create", {}};
-  if (::ftruncate(memory.memfd_.get(), static_cast<off_t>(bytes)) != 0) {
-    return Error{ErrorCode::kNoMemory, errno, "ftruncate",
-                 "guest memory of " + std::to_string(bytes) + " bytes"};
-  }
-  // A size that cannot change is what makes every later access safe from SIGBUS.
-  if (::fcntl(memory.memfd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
-    return Error{ErrorCode::kSystem, errno, "fcntl(F_ADD_SEALS)", {}};
-  }
-  ASSIGN_OR_RETURN(memory.mapping_, Mapping::Create(memory.memfd_, bytes, PROT_READ | PROT_WRITE,
-                                                    MAP_SHARED | MAP_NORESERVE, 0));
-  // Guest memory belongs to this process alone: not to what it forks, nor into
-  // a core dump, which would hold the guest's secrets.
-  if (::madvise(memory.mapping_.data(), bytes, MADV_DONTFORK) != 0 ||
-      ::madvise(memory.mapping_.data(), bytes, MADV_DONTDUMP) != 0) {
-    return Error{ErrorCode::kSystem, errno, "madvise", {}};
-  }
+namespace {
+// Pages in more runs than this are cheaper to drop with the whole mapping.
+constexpr size_t kMaxRunsToDrop = 4096;
+}  // namespace
 
+GuestMemory GuestMemory::Over(Mapping mapping) {
+  GuestMemory memory;
+  const uint64_t bytes = mapping.size();
+  memory.bytes_ = bytes;
+  memory.mapping_ = std::move(mapping);
   const uint64_t low = bytes < layout::kMmioHole.value ? bytes : layout::kMmioHole.value;
   memory.regions_.push_back({GuestAddress{0}, low, 0, memory.mapping_.data()});
   if (bytes > low) {
@@ -41,6 +30,93 @@ Result<GuestMemory> GuestMemory::Create(uint64_t bytes) {
         {layout::kHighRegion, bytes - low, low, memory.mapping_.data() + low});
   }
   return memory;
+}
+
+Result<GuestMemory> GuestMemory::Create(uint64_t bytes) {
+  CHECK(bytes > 0 && bytes % layout::kPageSize == 0);
+  ASSIGN_OR_RETURN(UniqueFd file, CreateRamFile(bytes));
+  ASSIGN_OR_RETURN(Mapping mapping, Mapping::Create(file, bytes, PROT_READ | PROT_WRITE,
+                                                    MAP_SHARED | MAP_NORESERVE, 0));
+  TRY(KeepPrivate(mapping.data(), bytes));
+  GuestMemory memory = Over(std::move(mapping));
+  memory.memfd_ = std::make_shared<const UniqueFd>(std::move(file));
+  return memory;
+}
+
+Result<GuestMemory> GuestMemory::Reserve(uint64_t bytes) {
+  CHECK(bytes > 0 && bytes % layout::kPageSize == 0);
+  ASSIGN_OR_RETURN(Mapping mapping,
+                   Mapping::Create(UniqueFd(), bytes, PROT_NONE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, 0));
+  return Over(std::move(mapping));
+}
+
+Status GuestMemory::Map(std::shared_ptr<const MemoryImage> image) {
+  CHECK(image->bytes() == bytes_);
+  guard_.reset();
+  TRY(image->MapBase(mapping_.data()));
+  // Before the first access.
+  if (image->backing() == MemoryImage::Backing::kDisk) {
+    ASSIGN_OR_RETURN(guard_, FaultGuard::Create(mapping_.data(), bytes_));
+  }
+  image->CopyPacked(mapping_.data());
+  memfd_.reset();
+  image_ = std::move(image);
+  return Ok();
+}
+
+// Ordering requirements:
+//  - the private mapping first, so that no write of this VM reaches the memfd
+//    any more;
+//  - then the seal, which the kernel grants only when no writable shared mapping
+//    is left: its success is the proof.
+Result<std::shared_ptr<const MemoryImage>> GuestMemory::Freeze() {
+  CHECK(memfd_ != nullptr || image_ != nullptr);
+  if (memfd_ != nullptr) {
+    TRY(Map(MemoryImage::FromFile(memfd_, bytes_, MemoryImage::Backing::kMemory)));
+    if (::fcntl(image_->base()->get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
+      return Error{ErrorCode::kSystem, errno, "fcntl(F_ADD_SEALS)",
+                   "something still maps this VM's memory for writing"};
+    }
+    return image_;
+  }
+  ASSIGN_OR_RETURN(std::vector<PageRun> runs, ScanPrivatePages(mapping_.data(), bytes_));
+  if (runs.empty() && image_->runs().empty()) return image_;
+  ASSIGN_OR_RETURN(auto image,
+                   MemoryImage::FromPages(*image_, mapping_.data(), std::move(runs)));
+  // Read the pages first, then look: see FaultGuard.
+  if (guard_ != nullptr && guard_->failed()) {
+    return Error{ErrorCode::kIo, 0, {}, "the file behind the VM's memory has failed"};
+  }
+  return image;
+}
+
+Status GuestMemory::RollBack() {
+  CHECK(image_ != nullptr);
+  ASSIGN_OR_RETURN(const std::vector<PageRun> runs, ScanPrivatePages(mapping_.data(), bytes_));
+  if (runs.size() > kMaxRunsToDrop) return Map(image_);
+  for (const PageRun& run : runs) {
+    uint8_t* pages = mapping_.data() + run.first * layout::kPageSize;
+    if (::madvise(pages, run.count * layout::kPageSize, MADV_DONTNEED) != 0) {
+      return Error{ErrorCode::kSystem, errno, "madvise(MADV_DONTNEED)", {}};
+    }
+    image_->CopyPacked(mapping_.data(), run);
+  }
+  return Ok();
+}
+
+Result<uint64_t> GuestMemory::AllocatedBytes() const {
+  if (memfd_ != nullptr) {
+    struct stat file = {};
+    if (::fstat(memfd_->get(), &file) != 0) {
+      return Error{ErrorCode::kSystem, errno, "fstat", "guest memory"};
+    }
+    constexpr uint64_t kStatBlockBytes = 512;
+    return static_cast<uint64_t>(file.st_blocks) * kStatBlockBytes;
+  }
+  if (image_ == nullptr) return uint64_t{0};
+  ASSIGN_OR_RETURN(const std::vector<PageRun> runs, ScanPrivatePages(mapping_.data(), bytes_));
+  return CountPages(runs) * layout::kPageSize;
 }
 
 uint8_t* GuestMemory::Range(GuestAddress address, uint64_t size) const {

@@ -2,26 +2,32 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
+#include "base/fault_guard.h"
 #include "base/mapping.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "memory/guest_address.h"
+#include "memory/memory_image.h"
 
 namespace forklet {
 
-// A contiguous guest-physical range backed by one part of the memfd.
+// A contiguous guest-physical range backed by one part of the file.
 struct MemoryRegion {
   GuestAddress start;
   uint64_t size;         // In bytes, page-aligned
-  uint64_t file_offset;  // Of the region's first byte in the memfd
+  uint64_t file_offset;  // Of the region's first byte in the file
   uint8_t* host;         // Lifetime: the GuestMemory's mapping
 };
 
-// The RAM of one VM: a memfd, mapped once, seen by the guest as one region or,
-// around the MMIO hole, two.
+// The RAM of one VM, seen by the guest as one region or, around the MMIO hole,
+// two. It lies at one host address for life, and there is one of
+//   - a memfd of its own, mapped shared: a VM that was booted;
+//   - an image, mapped privately: a fork, and any VM from its first freeze on;
+//   - nothing yet: a VM that was made ahead of need.
 //
 // Every access checks its bounds without overflow and stays inside one region.
 // The guest changes this memory while we read it: read a field once, into a
@@ -31,14 +37,34 @@ struct MemoryRegion {
 // between fields of a shared structure is the business of Load and Store.
 class GuestMemory {
  public:
-  // `bytes` is a positive multiple of the page size.
+  // RAM of zeros. `bytes` is a positive multiple of the page size.
   static Result<GuestMemory> Create(uint64_t bytes);
+  // Address space only: Map() comes before any access.
+  static Result<GuestMemory> Reserve(uint64_t bytes);
+
+  // Puts a private mapping of an image of the same size in place of whatever is
+  // there. Nobody uses the memory meanwhile.
+  Status Map(std::shared_ptr<const MemoryImage> image);
+  // The present contents as an image. This memory goes on as a private mapping,
+  // with the same contents. Nobody writes meanwhile.
+  Result<std::shared_ptr<const MemoryImage>> Freeze();
+  // Undoes every write since Map(); the cost follows the pages that were written.
+  // Nobody uses the memory meanwhile.
+  Status RollBack();
+
+  // Tells when the file that this memory is mapped from fails, which leaves zeros
+  // in its place; null when it cannot.
+  const FaultGuard* guard() const { return guard_.get(); }
+  // The image that this memory is mapped from; null for one that is shared.
+  const std::shared_ptr<const MemoryImage>& image() const { return image_; }
+  // Host memory that this VM alone holds: what was allocated in its memfd, or the
+  // pages that it has written.
+  Result<uint64_t> AllocatedBytes() const;
 
   uint64_t bytes() const { return bytes_; }
   const std::vector<MemoryRegion>& regions() const { return regions_; }
   // First address behind the RAM below the MMIO hole.
   GuestAddress low_end() const { return regions_.front().start + regions_.front().size; }
-  const UniqueFd& memfd() const { return memfd_; }
 
   // The host range of [address, address + size), or nullptr when any byte of it
   // is no RAM or it crosses regions. An empty range is valid where its address
@@ -80,6 +106,8 @@ class GuestMemory {
  private:
   GuestMemory() = default;
 
+  static GuestMemory Over(Mapping mapping);
+
   template <class T>
   T* Aligned(GuestAddress address) const {
     if (address.value % alignof(T) != 0) return nullptr;
@@ -88,8 +116,10 @@ class GuestMemory {
   }
 
   uint64_t bytes_ = 0;
-  UniqueFd memfd_;
+  std::shared_ptr<const UniqueFd> memfd_;     // While mapped shared
+  std::shared_ptr<const MemoryImage> image_;  // While mapped privately
   Mapping mapping_;
+  std::unique_ptr<FaultGuard> guard_;  // While image_ may fail
   std::vector<MemoryRegion> regions_;
 };
 

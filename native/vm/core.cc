@@ -1,147 +1,167 @@
 #include "vm/core.h"
 
-#include <atomic>
 #include <utility>
 
 #include "base/clock.h"
+#include "vm/core_entries.h"
 #include "vm/probe.h"
 #include "vm/reaper.h"
 
 namespace forklet {
 
 namespace {
+constexpr std::chrono::seconds kPauseTime{5};
+}  // namespace
 
-constexpr size_t kJobStackBytes = 512u << 10;
-
-// The process's device thread; it lives as long as a VM holds it.
-Result<std::shared_ptr<EventLoop>> SharedDeviceLoop() {
+Result<std::shared_ptr<EventLoop>> SharedLoop(const std::string& thread_name) {
   // Never destroyed: threads may outlive static destructors at process exit.
   static auto& mutex = *new std::mutex;
-  static auto& shared = *new std::weak_ptr<EventLoop>;
+  static auto& shared = *new std::map<std::string, std::weak_ptr<EventLoop>>;
   std::lock_guard lock(mutex);
-  if (auto loop = shared.lock()) return loop;
-  ASSIGN_OR_RETURN(std::shared_ptr<EventLoop> loop, EventLoop::Create("forklet-devices"));
-  shared = loop;
+  if (auto loop = shared[thread_name].lock()) return loop;
+  ASSIGN_OR_RETURN(std::shared_ptr<EventLoop> loop, EventLoop::Create(thread_name));
+  shared[thread_name] = loop;
   return loop;
 }
 
-}  // namespace
-
-// A VM from the request for it to its release.
-//
-// Thread: `boot` belongs to the core's thread, then to the reaper. `vm` is
-// written once by the boot thread, under the mutex.
-struct Core::Entry {
-  std::atomic<bool> cancelled = false;
-  Thread boot;
-  std::mutex mutex;
-  std::unique_ptr<Vm> vm;
-
-  Result<BootTimes> Boot(VmId id, const VmConfig& config, std::shared_ptr<EventSink> sink,
-                         uint64_t epoch_ns) {
-    BootTimes times;
-    times.started = MonotonicNs() - epoch_ns;
-    ASSIGN_OR_RETURN(std::shared_ptr<EventLoop> loop, SharedDeviceLoop());
-    ASSIGN_OR_RETURN(std::unique_ptr<Vm> built,
-                     Vm::Boot(id, config, std::move(loop), std::move(sink), epoch_ns, times));
-    std::lock_guard lock(mutex);
-    if (cancelled.load()) return Error{ErrorCode::kClosed, 0, {}, "the VM was closed"};
-    times.entered = MonotonicNs() - epoch_ns;
-    TRY(built->Start());
-    vm = std::move(built);
-    return times;
-  }
-
-  // Ends what runs, without waiting.
-  void Cancel() {
-    cancelled.store(true);
-    std::lock_guard lock(mutex);
-    if (vm != nullptr) vm->RequestStop();
-  }
-
-  // Waits for the boot to be over, and releases everything. Any thread that may
-  // wait.
-  void Release() {
-    Cancel();
-    if (boot.joinable()) boot.Join();
-    vm.reset();
-  }
-};
-
-Core::~Core() { CHECK(entries_.empty() && jobs_.empty()); }
+Core::~Core() { CHECK(vms_.empty() && snapshots_.empty()); }
 
 void Core::Fail(RequestId request, Error error) {
   sink_->Deliver(Failed{request, std::move(error)});
 }
 
+void Core::FailClosed(RequestId request) {
+  Fail(request, Error{ErrorCode::kClosed, 0, {}, "the VM does not run"});
+}
+
+namespace {
+
+Result<std::unique_ptr<Vm>> BootVm(VmId id, const VmConfig& config,
+                                   std::shared_ptr<EventSink> sink, uint64_t epoch_ns,
+                                   BootTimes& times) {
+  times.started = MonotonicNs() - epoch_ns;
+  ASSIGN_OR_RETURN(std::shared_ptr<EventLoop> loop, SharedLoop("forklet-devices"));
+  ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm,
+                   Vm::Boot(id, config, std::move(loop), std::move(sink), epoch_ns, times));
+  times.entered = MonotonicNs() - epoch_ns;
+  TRY(vm->Enter());
+  return vm;
+}
+
+}  // namespace
+
 void Core::CreateVm(RequestId request, VmId vm, VmConfig config) {
   const uint64_t epoch_ns = MonotonicNs();
-  auto entry = std::make_shared<Entry>();
-  if (!entries_.emplace(vm, entry).second) {
+  auto entry = std::make_shared<VmEntry>(config.kvm_path);
+  if (!vms_.emplace(vm, entry).second) {
     return Fail(request, Error{ErrorCode::kInternal, 0, {}, "this VM exists already"});
   }
-  auto thread = Thread::Start(
-      "forklet-boot",
-      [entry, request, vm, config = std::move(config), sink = sink_, epoch_ns] {
-        auto times = entry->Boot(vm, config, sink, epoch_ns);
-        if (times.ok()) {
-          sink->Deliver(Done{request, times.value()});
-        } else {
-          sink->Deliver(Failed{request, std::move(times).error()});
-        }
-      },
-      kJobStackBytes);
-  if (!thread.ok()) {
-    entries_.erase(vm);
-    return Fail(request, std::move(thread).error());
-  }
-  entry->boot = std::move(thread).value();
+  entry->BeginJob();
+  auto boot = [entry, request, vm, config = std::move(config), sink = sink_, epoch_ns] {
+    BootTimes times;
+    auto booted = BootVm(vm, config, sink, epoch_ns, times);
+    if (!booted.ok()) {
+      sink->Deliver(Failed{request, std::move(booted).error()});
+    } else if (entry->Take(std::move(booted).value()) != nullptr) {
+      sink->Deliver(Failed{request, {ErrorCode::kClosed, 0, {}, "the VM was closed"}});
+    } else {
+      sink->Deliver(Done{request, times});
+    }
+    entry->EndJob();
+  };
+  auto started = jobs_.Start("forklet-boot", std::move(boot));
+  if (started.ok()) return;
+  vms_.erase(vm);
+  Fail(request, std::move(started).error());
 }
 
 void Core::CloseVm(RequestId request, VmId vm) {
-  const auto found = entries_.find(vm);
-  if (found == entries_.end()) {
+  const auto found = vms_.find(vm);
+  if (found == vms_.end()) {
     sink_->Deliver(Done{request, {}});
     return;
   }
-  std::shared_ptr<Entry> entry = std::move(found->second);
-  entries_.erase(found);
+  std::shared_ptr<VmEntry> entry = std::move(found->second);
+  vms_.erase(found);
+  entry->Cancel();
   Reaper::Submit([entry = std::move(entry), request, sink = sink_] {
     entry->Release();
     sink->Deliver(Done{request, {}});
   });
+  ReleaseIdleWorkers();
+}
+
+std::shared_ptr<Core::VmEntry> Core::Find(VmId vm) {
+  const auto found = vms_.find(vm);
+  if (found == vms_.end()) return nullptr;
+  std::lock_guard lock(found->second->mutex);
+  return found->second->vm != nullptr ? found->second : nullptr;
 }
 
 Vm* Core::Running(VmId vm) {
-  const auto found = entries_.find(vm);
-  if (found == entries_.end()) return nullptr;
-  // Lifetime: once set, the VM stays until the entry is released, which this
-  // thread alone begins.
-  std::lock_guard lock(found->second->mutex);
-  return found->second->vm.get();
+  const auto entry = Find(vm);
+  return entry != nullptr ? entry->vm.get() : nullptr;
 }
 
 void Core::Stats(RequestId request, VmId vm) {
   const Vm* running = Running(vm);
-  if (running == nullptr) {
-    return Fail(request, Error{ErrorCode::kClosed, 0, {}, "the VM does not run"});
-  }
+  if (running == nullptr) return FailClosed(request);
   auto stats = running->Stats();
   if (!stats.ok()) return Fail(request, std::move(stats).error());
   sink_->Deliver(Done{request, std::move(stats).value()});
 }
 
 void Core::Probe(RequestId request, std::string kvm_path) {
-  auto job = std::make_shared<Thread>();
-  auto thread = Thread::Start(
-      "forklet-probe",
-      [request, path = std::move(kvm_path), sink = sink_] {
-        sink->Deliver(Done{request, ProbeKvm(path)});
-      },
-      kJobStackBytes);
-  if (!thread.ok()) return Fail(request, std::move(thread).error());
-  *job = std::move(thread).value();
-  jobs_.push_back(std::move(job));
+  auto probe = [request, path = std::move(kvm_path), sink = sink_] {
+    sink->Deliver(Done{request, ProbeKvm(path)});
+  };
+  auto started = jobs_.Start("forklet-probe", std::move(probe));
+  if (!started.ok()) Fail(request, std::move(started).error());
+}
+
+void Core::PauseVm(RequestId request, VmId vm) {
+  const auto entry = Find(vm);
+  if (entry == nullptr || !entry->BeginJob()) return FailClosed(request);
+  auto pause = [entry, request, sink = sink_] {
+    if (entry->vm->Pause(DeadlineIn(kPauseTime))) {
+      sink->Deliver(Done{request, {}});
+    } else {
+      sink->Deliver(Failed{request, {ErrorCode::kParkTimeout, 0, {},
+                                     "a vCPU of the guest does not stand still"}});
+    }
+    entry->EndJob();
+  };
+  auto started = jobs_.Start("forklet-pause", std::move(pause));
+  if (started.ok()) return;
+  entry->EndJob();
+  Fail(request, std::move(started).error());
+}
+
+void Core::ResumeVm(RequestId request, VmId vm) {
+  Vm* running = Running(vm);
+  if (running == nullptr) return FailClosed(request);
+  auto resumed = running->Resume();
+  if (!resumed.ok()) return Fail(request, std::move(resumed).error());
+  sink_->Deliver(Done{request, {}});
+}
+
+void Core::EnterVm(VmId vm) {
+  // A failure ends the VM, which says so.
+  if (Vm* running = Running(vm)) static_cast<void>(running->Enter());
+}
+
+void Core::CallProgram(RequestId request, VmId vm, Bytes input, uint64_t max_bytes) {
+  Vm* running = Running(vm);
+  if (running == nullptr) return FailClosed(request);
+  running->CallProgram(request, std::move(input), max_bytes);
+}
+
+void Core::CancelCall(RequestId request, VmId vm) {
+  if (Vm* running = Running(vm)) running->CancelCall(request);
+}
+
+void Core::YieldProgram(VmId vm) {
+  if (Vm* running = Running(vm)) running->YieldProgram();
 }
 
 void Core::Send(VmId vm, uint64_t connection, Bytes data) {
@@ -156,28 +176,36 @@ void Core::Disconnect(VmId vm, uint64_t connection) {
   if (Vm* running = Running(vm)) running->Disconnect(connection);
 }
 
+void Core::CancelAll() {
+  for (const auto& [id, entry] : vms_) entry->Cancel();
+}
+
 void Core::CloseAll() {
-  for (const auto& [id, entry] : entries_) entry->Cancel();
-  for (const auto& [id, entry] : entries_) entry->Release();
-  entries_.clear();
-  for (const auto& job : jobs_) job->Join();
-  jobs_.clear();
+  CancelAll();
+  for (const auto& [id, entry] : vms_) entry->Release();
+  vms_.clear();
+  jobs_.JoinAll();
+  snapshots_.clear();
+  workers_ = {};
 }
 
 void Core::StopAll() {
-  for (const auto& [id, entry] : entries_) entry->Cancel();
-  for (const auto& [id, entry] : entries_) {
-    if (entry->boot.joinable()) entry->boot.Join();
-    if (entry->vm != nullptr) {
-      entry->vm->Shutdown();
-      // Lifetime: deliberately for ever; unmapping gigabytes is the kernel's
-      // work, and it is quicker at it.
-      static_cast<void>(entry->vm.release());
-    }
+  CancelAll();
+  for (const auto& [id, entry] : vms_) {
+    entry->WaitIdle();
+    if (entry->vm == nullptr) continue;
+    entry->vm->Shutdown();
+    // Lifetime: deliberately for ever, here and below; unmapping gigabytes is the
+    // kernel's work, and it is quicker at it.
+    static_cast<void>(entry->vm.release());
   }
-  entries_.clear();
-  for (const auto& job : jobs_) job->Join();
-  jobs_.clear();
+  vms_.clear();
+  jobs_.JoinAll();
+  for (auto& [id, entry] : snapshots_) {
+    static_cast<void>(new std::shared_ptr<SnapshotEntry>(std::move(entry)));
+  }
+  snapshots_.clear();
+  workers_ = {};
 }
 
 }  // namespace forklet

@@ -2,11 +2,13 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
+#include <optional>
 #include <string>
 
 #include "base/event_loop.h"
+#include "vm/jobs.h"
 #include "vm/messages.h"
+#include "vm/snapshot.h"
 #include "vm/vm.h"
 
 namespace forklet {
@@ -19,7 +21,7 @@ namespace forklet {
 class Core {
  public:
   explicit Core(std::shared_ptr<EventSink> sink) : sink_(std::move(sink)) {}
-  // Requires that one of the two below came before, unless no VM is left.
+  // Requires that one of the two below came before, unless nothing is left.
   ~Core();
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
@@ -33,29 +35,74 @@ class Core {
   void Stats(RequestId request, VmId vm);
   // Done with ProbeReport.
   void Probe(RequestId request, std::string kvm_path);
+  // Done once all vCPUs stand still, or run again.
+  void PauseVm(RequestId request, VmId vm);
+  void ResumeVm(RequestId request, VmId vm);
 
-  // The three below do nothing when the VM or the connection is gone, which it
+  // Freezes a VM as soon as it stands parked. Done with SnapshotInfo; the VM goes
+  // on either way.
+  void SnapshotVm(RequestId request, VmId vm, SnapshotId snapshot, ParkPlace place,
+                  uint32_t timeout_ms);
+  // Gives up a SnapshotVm that is not done yet: it fails with kCancelled.
+  void CancelSnapshot(VmId vm);
+  // Makes a VM from a snapshot, restored and not entered. Returns its times at
+  // once when a prewarmed fork was there; otherwise Done with ForkTimes, or
+  // Failed with nothing left, follows.
+  std::optional<ForkTimes> ForkSnapshot(RequestId request, SnapshotId snapshot, VmId vm,
+                                        PoolUse pool, std::string hostname);
+  // Keeps so many forks ready. Done when they are.
+  void PrewarmSnapshot(RequestId request, SnapshotId snapshot, uint32_t count);
+  // Releases a snapshot; its forks live on. Done after that.
+  void CloseSnapshot(RequestId request, SnapshotId snapshot);
+  // Puts a VM back to a snapshot of its size, not entered. Done after that.
+  void ResetVm(RequestId request, VmId vm, SnapshotId snapshot);
+
+  // Done with Bytes: see Vm::CallProgram.
+  void CallProgram(RequestId request, VmId vm, Bytes input, uint64_t max_bytes);
+
+  // The methods below do nothing when the VM or the connection is gone, which it
   // can be at any moment.
+  void CancelCall(RequestId request, VmId vm);
+  void YieldProgram(VmId vm);
+  void EnterVm(VmId vm);
   void Send(VmId vm, uint64_t connection, Bytes data);
   void Consume(VmId vm, uint64_t connection, uint64_t bytes);
   void Disconnect(VmId vm, uint64_t connection);
 
-  // Ends and releases all VMs, and waits for it.
+  // Ends and releases everything, and waits for it.
   void CloseAll();
   // For a process that is about to end: stops every thread of ours and waits
   // for that; memory and descriptors are left to the kernel.
   void StopAll();
 
  private:
-  struct Entry;
+  struct VmEntry;
+  struct SnapshotEntry;
+  // Two threads for what takes less than starting one: forks that somebody waits
+  // for, and those that are made ahead. They exist while there is a snapshot.
+  struct Workers {
+    std::shared_ptr<EventLoop> forks;
+    std::shared_ptr<EventLoop> refills;
+  };
 
-  // The running VM of that name, or nullptr.
+  // The entry of a VM that has come up, or nullptr.
+  std::shared_ptr<VmEntry> Find(VmId vm);
+  // The VM itself. Lifetime: see VmEntry::vm.
   Vm* Running(VmId vm);
+  // The snapshot, or nullptr when it is closed or was never made.
+  std::shared_ptr<Snapshot> FindSnapshot(SnapshotId snapshot);
+  Result<Workers> AcquireWorkers();
+  void ReleaseIdleWorkers();
   void Fail(RequestId request, Error error);
+  void FailClosed(RequestId request);
+  // Ends what runs, without waiting.
+  void CancelAll();
 
   const std::shared_ptr<EventSink> sink_;
-  std::map<VmId, std::shared_ptr<Entry>> entries_;
-  std::vector<std::shared_ptr<Thread>> jobs_;  // Probes under way or over
+  std::map<VmId, std::shared_ptr<VmEntry>> vms_;
+  std::map<SnapshotId, std::shared_ptr<SnapshotEntry>> snapshots_;
+  Workers workers_;  // Null while there is no snapshot
+  Jobs jobs_;
 };
 
 }  // namespace forklet

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -11,11 +12,13 @@
 #include "arch/x86_64/layout.h"
 #include "arch/x86_64/mp_table.h"
 #include "base/result.h"
+#include "devices/doorbell.h"
 
 namespace forklet {
 
 using RequestId = uint32_t;  // Chosen by the binding's side; names one answer
 using VmId = uint32_t;       // Chosen by the binding's side
+using SnapshotId = uint32_t;  // Likewise
 using Bytes = std::vector<uint8_t>;
 
 // Everything that a boot needs; complete and validated by the caller.
@@ -41,6 +44,33 @@ struct BootTimes {
   uint64_t vm_created = 0;     // VM, irqchip and memory exist
   uint64_t kernel_loaded = 0;  // Kernel and initramfs are in guest memory
   uint64_t entered = 0;        // The boot processor's thread was started
+};
+
+// How long a freeze took, in nanoseconds.
+struct FreezeTimes {
+  uint64_t park = 0;     // Until the guest stood parked
+  uint64_t stopped = 0;  // While it then stood still
+};
+
+// A snapshot, as it came to be.
+struct SnapshotInfo {
+  uint64_t memory_bytes = 0;
+  uint32_t vcpus = 0;
+  uint64_t connection = 0;    // The control connection; 0: none
+  uint64_t copied_pages = 0;  // Guest pages that were copied
+  ParkPlace place = ParkPlace::kAgent;
+  FreezeTimes times;
+  std::optional<Bytes> session;  // For one that was loaded: what was saved with it
+};
+
+enum class PoolUse : uint8_t { kUse, kNever, kRequire };
+enum class PoolHit : uint8_t { kNone, kShell, kFork };
+
+// Monotonic times since the request for a fork, in nanoseconds.
+struct ForkTimes {
+  PoolHit pool = PoolHit::kNone;
+  uint64_t shell = 0;     // An empty VM exists
+  uint64_t restored = 0;  // It holds the snapshot's state
 };
 
 struct VmStats {
@@ -78,13 +108,15 @@ enum class ExitReason : uint8_t {
   kTripleFault,
   kInternalError,  // KVM could not go on
   kHostError,      // A device or the host failed under the VM
+  kIoError,        // The file behind its memory failed
 };
 const char* ExitReasonName(ExitReason reason);
 
 // Events: what the core says.
 struct Done {
   RequestId request;
-  std::variant<std::monostate, BootTimes, VmStats, ProbeReport> value;
+  std::variant<std::monostate, BootTimes, VmStats, ProbeReport, SnapshotInfo, ForkTimes, Bytes>
+      value;
 };
 struct Failed {
   RequestId request;

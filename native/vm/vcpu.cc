@@ -57,29 +57,57 @@ std::string Hex(uint64_t value) {
 }  // namespace
 
 Vcpu::~Vcpu() {
-  if (!thread_.joinable()) return;
   RequestStop();
   Join();
 }
 
-Status Vcpu::Start() {
-  TRY(Thread::InstallKickHandler());
-  // Opened now: like every vCPU request, this one would wait for KVM_RUN to
-  // return, which for an idle guest is for ever.
-  if (auto stats = fd_.OpenStats(); stats.ok()) stats_ = std::move(stats).value();
+Status Vcpu::Release() {
   std::lock_guard lock(mutex_);
-  ASSIGN_OR_RETURN(thread_, Thread::Start("forklet-vcpu" + std::to_string(id_), [this] { Run(); }));
-  running_ = true;
+  if (mode_ != Mode::kHold) return Ok();
+  if (!thread_.joinable()) {
+    TRY(Thread::InstallKickHandler());
+    // Opened now: like every vCPU request, this one would wait for KVM_RUN to
+    // return, which for an idle guest is for ever.
+    if (auto stats = fd_.OpenStats(); stats.ok()) stats_ = std::move(stats).value();
+    ASSIGN_OR_RETURN(thread_,
+                     Thread::Start("forklet-vcpu" + std::to_string(id_), [this] { Run(); }));
+    running_ = true;
+  }
+  mode_ = Mode::kRun;
+  attention_.store(false);
+  fd_.ClearExitRequest();
+  changed_.notify_all();
   return Ok();
 }
 
-void Vcpu::RequestStop() {
-  stop_.store(true);
+void Vcpu::Interrupt(Mode mode) {
+  mode_ = mode;
+  attention_.store(true);
   // The exit request catches a thread on its way into KVM_RUN, the signal one
   // that is inside. Both come after the flag, which the thread reads last.
   fd_.RequestExit();
+  if (running_ && !thread_.IsCurrent()) thread_.Kick();
+  changed_.notify_all();
+}
+
+void Vcpu::RequestHold() {
   std::lock_guard lock(mutex_);
-  if (running_) thread_.Kick();
+  if (mode_ == Mode::kRun) Interrupt(Mode::kHold);
+}
+
+bool Vcpu::WaitHeld(Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_until(lock, deadline, [this] { return held_ || !running_; });
+}
+
+void Vcpu::RequestStop() {
+  std::lock_guard lock(mutex_);
+  if (mode_ != Mode::kStop) Interrupt(Mode::kStop);
+}
+
+bool Vcpu::IsCurrent() const {
+  std::lock_guard lock(mutex_);
+  return running_ && thread_.IsCurrent();
 }
 
 void Vcpu::Join() {
@@ -99,24 +127,46 @@ uint64_t Vcpu::CpuTimeNs() const {
 }
 
 void Vcpu::Run() {
-  EnterUntilStopped();
+  RunUntilStopped();
   std::lock_guard lock(mutex_);
   final_cpu_time_ns_ = thread_.CpuTimeNs();
   running_ = false;
+  changed_.notify_all();
 }
 
-void Vcpu::EnterUntilStopped() {
-  while (!stop_.load()) {
+void Vcpu::RunUntilStopped() {
+  for (;;) {
+    if (attention_.load() && !StandStill()) return;
+    access_pending_ = false;
     const int error = fd_.Run();
     const Next next = error == 0 ? HandleExit() : HandleError(error);
     if (next == Next::kStop) return;
   }
 }
 
+bool Vcpu::StandStill() {
+  std::unique_lock lock(mutex_);
+  if (mode_ == Mode::kStop) return false;
+  // With an access pending, KVM_RUN comes first: it completes the access, and
+  // then returns because of the exit request, without entering the guest. A
+  // string instruction can take many such rounds.
+  if (access_pending_) return true;
+  held_ = mode_ == Mode::kHold;
+  changed_.notify_all();
+  changed_.wait(lock, [this] { return mode_ != Mode::kHold; });
+  held_ = false;
+  return mode_ == Mode::kRun;
+}
+
 Vcpu::Next Vcpu::HandleError(int error) {
   // Some kernels return these spuriously from KVM_RUN; in a row they are real.
   constexpr uint32_t kMaxRetries = 100;
   if (error == EINTR) return Next::kEnter;  // The kick, or a signal on its way elsewhere
+  // What KVM cannot read of a file-backed memory is no RAM to it either.
+  if (error == EFAULT && context_.memory->guard() != nullptr) {
+    return Exit(ExitReason::kIoError,
+                "the file behind the VM's memory was truncated or cannot be read");
+  }
   if ((error == EAGAIN || error == ENOMEM) && ++retries_ <= kMaxRetries) return Next::kEnter;
   return Exit(
       ExitReason::kHostError,
@@ -130,8 +180,10 @@ Vcpu::Next Vcpu::HandleExit() {
   exits_[counter].fetch_add(1, std::memory_order_relaxed);
   switch (run.exit_reason) {
     case KVM_EXIT_IO:
+      access_pending_ = true;
       return HandlePort();
     case KVM_EXIT_MMIO:
+      access_pending_ = true;
       return HandleMmio();
     case KVM_EXIT_INTR:
       return Next::kEnter;

@@ -2,12 +2,14 @@
 
 #include <array>
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 
+#include "base/clock.h"
 #include "base/result.h"
 #include "base/thread.h"
 #include "devices/bus.h"
@@ -36,8 +38,10 @@ struct VcpuContext {
 
 // A vCPU and its thread: enters the guest and answers its VM exits.
 //
-// Owner: Vm. Thread: the methods below from any one thread at a time, but
-// RequestStop and the figures, which any thread may call at any time.
+// It stands still until it is released. The thread is made at the first release,
+// and is the only one that ever calls KVM_RUN.
+//
+// Owner: Vm. Thread: any.
 class Vcpu {
  public:
   Vcpu(uint32_t id, VcpuFd fd, const VcpuContext& context)
@@ -47,19 +51,28 @@ class Vcpu {
   Vcpu(const Vcpu&) = delete;
   Vcpu& operator=(const Vcpu&) = delete;
 
-  // State may be read and set through it while the thread does not run.
+  // State may be read and set through it while the vCPU stands still.
   const VcpuFd& fd() const { return fd_; }
 
-  // KVM's statistics of the vCPU; invalid where KVM has none. Thread: any, from
-  // Start() on.
+  // KVM's statistics of the vCPU; invalid where KVM has none, and before the
+  // first release.
   const UniqueFd& stats() const { return stats_; }
 
-  // Creates the thread, which enters the guest.
-  Status Start();
+  // Lets the vCPU enter the guest; creates its thread when there is none.
+  Status Release();
+  // Makes the vCPU leave the guest and stand still, with no access to a device
+  // left half done. Does not wait; may come from the vCPU's own thread.
+  void RequestHold();
+  // Waits until it stands still, or has ended; false when that takes too long,
+  // as it does for a guest inside an endless string instruction. Not on the
+  // vCPU's own thread.
+  [[nodiscard]] bool WaitHeld(Deadline deadline);
   // Makes the thread leave the guest and end; does not wait for it.
   void RequestStop();
   void Join();
 
+  // Whether the caller runs on this vCPU's thread.
+  bool IsCurrent() const;
   // CPU time of the thread so far, in nanoseconds.
   uint64_t CpuTimeNs() const;
   uint64_t completed_instructions() const {
@@ -70,9 +83,15 @@ class Vcpu {
 
  private:
   enum class Next : uint8_t { kEnter, kStop };
+  enum class Mode : uint8_t { kRun, kHold, kStop };
 
   void Run();
-  void EnterUntilStopped();
+  void RunUntilStopped();
+  // Waits while the vCPU is held, but not before KVM has taken the answer to its
+  // last access. False when it is to stop.
+  bool StandStill();
+  // Leaves kRun. Under mutex_.
+  void Interrupt(Mode mode);
   Next HandleError(int error);
   Next HandleExit();
   Next HandlePort();
@@ -89,15 +108,21 @@ class Vcpu {
   const VcpuFd fd_;
   const VcpuContext context_;
   UniqueFd stats_;
-  std::atomic<bool> stop_ = false;
-  uint32_t retries_ = 0;  // Thread: the vCPU's; spurious KVM_RUN failures in a row
+  // mode_ is not kRun: looked at before each entry.
+  std::atomic<bool> attention_ = true;
+  // Thread: the vCPU's for the two below.
+  bool access_pending_ = false;  // KVM has yet to take the answer to a port or MMIO access
+  uint32_t retries_ = 0;         // Spurious KVM_RUN failures in a row
   // Thread: written by the vCPU's own thread only.
   std::array<std::atomic<uint64_t>, kExitReasons> exits_ = {};
   std::atomic<uint64_t> completed_instructions_ = 0;
 
-  Thread thread_;  // Thread: touched by the owner; by others only while running_
+  Thread thread_;  // Thread: touched under mutex_; joined by the owner
   mutable std::mutex mutex_;
-  bool running_ = false;            // Under mutex_: the thread can be kicked
+  std::condition_variable changed_;  // mode_, held_ or running_
+  Mode mode_ = Mode::kHold;         // Under mutex_
+  bool held_ = false;               // Under mutex_: the thread waits in StandStill
+  bool running_ = false;            // Under mutex_: there is a thread that can be kicked
   uint64_t final_cpu_time_ns_ = 0;  // Under mutex_: once it has ended
 };
 

@@ -1,9 +1,5 @@
 #include "vm/vm.h"
 
-#include <sys/stat.h>
-
-#include <cerrno>
-
 #include "arch/x86_64/acpi.h"
 #include "arch/x86_64/boot.h"
 #include "arch/x86_64/command_line.h"
@@ -46,37 +42,27 @@ const char* ExitReasonName(ExitReason reason) {
       return "internal-error";
     case ExitReason::kHostError:
       return "host-error";
+    case ExitReason::kIoError:
+      return "io-error";
   }
   return "host-error";
 }
 
-Vm::Vm(VmId id, std::shared_ptr<EventLoop> loop, std::shared_ptr<EventSink> sink, VmFd fd,
+Vm::Vm(std::shared_ptr<const HostProfile> host, const CpuidTable& cpuid, VmFd fd,
        GuestMemory memory)
-    : id_(id),
-      loop_(std::move(loop)),
-      sink_(std::move(sink)),
-      memory_(std::move(memory)),
-      fd_(std::move(fd)) {}
+    : host_(std::move(host)), cpuid_(cpuid), memory_(std::move(memory)), fd_(std::move(fd)) {}
 
 // Ordering requirements:
 //  - memslots before the irqchip and the vCPUs: with a vCPU in place each new
 //    slot waits for a grace period;
 //  - the irqchip before the vCPUs, whose local APICs it creates, and before the
-//    irqfds;
-//  - CPUID before the other vCPU state, which it bounds.
-Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
-                                     std::shared_ptr<EventLoop> loop,
-                                     std::shared_ptr<EventSink> sink, uint64_t epoch_ns,
-                                     BootTimes& times) {
-  ASSIGN_OR_RETURN(const Kvm kvm, Kvm::Open(config.kvm_path));
-  ASSIGN_OR_RETURN(const HostProfile host, CachedHostProfile(config.kvm_path, kvm));
-  ASSIGN_OR_RETURN(const KernelImage image, KernelImage::Open(config.kernel_path));
-  ASSIGN_OR_RETURN(GuestMemory memory, GuestMemory::Create(config.memory_bytes));
+//    irqfds.
+Result<std::unique_ptr<Vm>> Vm::Build(const Kvm& kvm, std::shared_ptr<const HostProfile> host,
+                                      const CpuidTable& cpuid, GuestMemory memory) {
   ASSIGN_OR_RETURN(VmFd fd, kvm.CreateVm());
-  std::unique_ptr<Vm> vm(
-      new Vm(id, std::move(loop), std::move(sink), std::move(fd), std::move(memory)));
+  std::unique_ptr<Vm> vm(new Vm(std::move(host), cpuid, std::move(fd), std::move(memory)));
   TRY(vm->fd_.SetRealModeAreas(layout::kTss, layout::kIdentityMap));
-  if (host.exit_on_emulation_failure) {
+  if (vm->host_->exit_on_emulation_failure) {
     TRY(vm->fd_.EnableCapability(KVM_CAP_EXIT_ON_EMULATION_FAILURE,
                                  "KVM_CAP_EXIT_ON_EMULATION_FAILURE", 1));
   }
@@ -85,22 +71,59 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
     TRY(vm->fd_.SetMemoryRegion(slot++, region.start, region.size, region.host));
   }
   TRY(vm->fd_.CreateIrqchip());
+  return vm;
+}
+
+Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
+                                     std::shared_ptr<EventLoop> loop,
+                                     std::shared_ptr<EventSink> sink, uint64_t epoch_ns,
+                                     BootTimes& times) {
+  ASSIGN_OR_RETURN(const Kvm kvm, Kvm::Open(config.kvm_path));
+  ASSIGN_OR_RETURN(const auto host, CachedHostProfile(config.kvm_path, kvm));
+  ASSIGN_OR_RETURN(const KernelImage image, KernelImage::Open(config.kernel_path));
+  ASSIGN_OR_RETURN(GuestMemory memory, GuestMemory::Create(config.memory_bytes));
+  ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, Build(kvm, host, host->cpuid, std::move(memory)));
+  vm->Adopt(id, std::move(loop), std::move(sink), {});
   times.vm_created = MonotonicNs() - epoch_ns;
 
   ASSIGN_OR_RETURN(const LoadedKernel kernel, image.Load(vm->memory_));
   ASSIGN_OR_RETURN(const InitramfsRange initramfs,
                    LoadInitramfs(vm->memory_, config.initramfs, kernel.end));
   ASSIGN_OR_RETURN(const std::string command_line,
-                   ComposeCommandLine(host, kVirtioDevices, config.kernel_args));
+                   ComposeCommandLine(*host, kVirtioDevices, config.kernel_args));
   WriteBootParameters(vm->memory_, command_line, initramfs, kernel.setup_header);
   WriteMpTable(vm->memory_, config.vcpus, kVirtioDevices);
   WriteAcpiTables(vm->memory_, config.vcpus, kVirtioDevices);
+  CHECK(vm->memory_.WriteObject(layout::kMailbox, Mailbox()));
+  CHECK(vm->memory_.WriteObject(layout::kExchange, Exchange()));
   times.kernel_loaded = MonotonicNs() - epoch_ns;
 
   TRY(vm->CreateDevices());
-  TRY(vm->CreateVcpus(kvm, host, config.vcpus));
+  TRY(vm->CreateVcpus(kvm, config.vcpus));
+  for (const auto& vcpu : vm->vcpus_) {
+    TRY(SetBootMsrs(vcpu->fd()));
+    TRY(SetBootLapic(vcpu->fd()));
+  }
   TRY(SetBootRegisters(vm->vcpus_.front()->fd(), kernel.entry));
   return vm;
+}
+
+Result<std::unique_ptr<Vm>> Vm::CreateShell(const Kvm& kvm, std::shared_ptr<const HostProfile> host,
+                                            const VmState& like) {
+  ASSIGN_OR_RETURN(GuestMemory memory, GuestMemory::Reserve(like.memory_bytes));
+  ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm,
+                   Build(kvm, std::move(host), like.cpuid, std::move(memory)));
+  TRY(vm->CreateDevices());
+  TRY(vm->CreateVcpus(kvm, static_cast<uint32_t>(like.cpus.size())));
+  return vm;
+}
+
+void Vm::Adopt(VmId id, std::shared_ptr<EventLoop> loop, std::shared_ptr<EventSink> sink,
+               std::string hostname) {
+  id_ = id;
+  loop_ = std::move(loop);
+  sink_ = std::move(sink);
+  hostname_ = std::move(hostname);
 }
 
 Status Vm::CreateDevices() {
@@ -109,7 +132,8 @@ Status Vm::CreateDevices() {
     console_bytes_.fetch_add(1, std::memory_order_relaxed);
     sink_->Deliver(ConsoleOutput{id_, std::string(1, static_cast<char>(byte))});
   });
-  doorbell_ = std::make_unique<Doorbell>([this](DoorbellEvent event) { OnDoorbell(event); });
+  TRY(doorbell_line_.Connect(fd_, layout::kDoorbellGsi));
+  doorbell_ = std::make_unique<Doorbell>(static_cast<DoorbellHost&>(*this));
   acpi_power_ = std::make_unique<AcpiPower>([this](PowerEvent event) { OnPower(event); });
   vsock_ = std::make_unique<VsockDevice>(VsockConfig{}, static_cast<VsockHost&>(*this));
   rng_ = std::make_unique<RngDevice>();
@@ -133,32 +157,41 @@ Status Vm::AddVirtio(VirtioDevice& device, uint32_t index, IrqfdLine& line,
   for (uint16_t queue = 0; queue < transport->queue_count(); ++queue) {
     TRY(fd_.AddIoeventfd(transport->notifier(queue), VirtioWindow(index) + VirtioMmio::kQueueNotify,
                          queue));
-    // Lifetime: Shutdown() removes the handler before the transport goes.
-    VirtioMmio* raw = transport.get();
-    TRY(loop_->Add(transport->notifier(queue), [raw, queue] { raw->HandleNotify(queue); }));
   }
   return Ok();
 }
 
-Status Vm::CreateVcpus(const Kvm& kvm, const HostProfile& host, uint32_t count) {
-  const VcpuContext context = {&memory_, mmio_.get(), ports_.get(), this, host.xsave_bytes};
+// Ordering requirement: CPUID before the rest of a vCPU's state, which it bounds.
+Status Vm::CreateVcpus(const Kvm& kvm, uint32_t count) {
+  const VcpuContext context = {&memory_, mmio_.get(), ports_.get(), this, host_->xsave_bytes};
   for (uint32_t id = 0; id < count; ++id) {
     ASSIGN_OR_RETURN(VcpuFd fd, fd_.CreateVcpu(id, kvm.vcpu_mmap_size()));
-    TRY(fd.SetCpuid(VcpuCpuid(host.cpuid, id, count, host.tsc_deadline)));
-    TRY(SetBootMsrs(fd));
-    TRY(SetBootLapic(fd));
+    TRY(fd.SetCpuid(VcpuCpuid(cpuid_, id, count, host_->tsc_deadline)));
     vcpus_.push_back(std::make_unique<Vcpu>(id, std::move(fd), context));
   }
   return Ok();
 }
 
-Status Vm::Start() {
-  for (const auto& vcpu : vcpus_) TRY(vcpu->Start());
+Status Vm::ConnectDevices() {
+  if (devices_connected_) return Ok();
+  devices_connected_ = true;
+  TRY(WatchMemory());
+  for (VirtioMmio* transport : {vsock_transport_.get(), rng_transport_.get()}) {
+    for (uint16_t queue = 0; queue < transport->queue_count(); ++queue) {
+      // Lifetime: Shutdown() removes the handler before the transport goes.
+      TRY(loop_->Add(transport->notifier(queue),
+                     [transport, queue] { transport->HandleNotify(queue); }));
+    }
+  }
   return Ok();
 }
 
-void Vm::RequestStop() {
-  for (const auto& vcpu : vcpus_) vcpu->RequestStop();
+Status Vm::WatchMemory() {
+  const FaultGuard* guard = memory_.guard();
+  if (guard == nullptr) return Ok();
+  return loop_->Add(guard->failure(), [this] {
+    End(ExitReason::kIoError, "the file behind the VM's memory was truncated or cannot be read");
+  });
 }
 
 Vm::~Vm() { Shutdown(); }
@@ -168,9 +201,12 @@ void Vm::Shutdown() {
   shut_down_ = true;
   RequestStop();
   for (const auto& vcpu : vcpus_) vcpu->Join();
+  // Nobody has heard of a VM that was made ahead of need.
+  if (loop_ == nullptr) return;
   // Tasks posted before run first, and none is posted after: the vCPUs are gone,
   // and the core has let go of this VM.
   loop_->PostAndWait([this] {
+    if (memory_.guard() != nullptr) loop_->Remove(memory_.guard()->failure());
     for (const auto* transport : {vsock_transport_.get(), rng_transport_.get()}) {
       if (transport == nullptr) continue;
       for (uint16_t queue = 0; queue < transport->queue_count(); ++queue) {
@@ -183,6 +219,11 @@ void Vm::Shutdown() {
 void Vm::End(ExitReason reason, std::string detail) {
   if (ended_.exchange(true)) return;
   RequestStop();
+  {
+    std::lock_guard lock(park_mutex_);
+    FailCall(ErrorCode::kExited, "the VM has stopped running");
+    parked_.notify_all();
+  }
   // On the device thread, behind a last look at the queues, so that what the
   // guest said before it ended is heard before its end is.
   loop_->Post([this, reason, detail = std::move(detail)]() mutable {
@@ -193,7 +234,7 @@ void Vm::End(ExitReason reason, std::string detail) {
   });
 }
 
-void Vm::OnDoorbell(DoorbellEvent event) {
+void Vm::OnDoorbellEvent(DoorbellEvent event) {
   switch (event) {
     case DoorbellEvent::kPowerOff:
       return End(ExitReason::kPowerOff, "the guest powered off");
@@ -218,12 +259,11 @@ void Vm::OnPower(PowerEvent event) {
 void Vm::OnVcpuExit(ExitReason reason, std::string detail) { End(reason, std::move(detail)); }
 
 bool Vm::OnConnect(uint32_t host_port) {
-  if (host_port != kControlPort || control_dialled_) return false;
-  control_dialled_ = true;
-  return true;
+  return host_port == kControlPort && !control_dialled_.exchange(true);
 }
 
 void Vm::OnOpened(ConnectionId id, uint32_t port) {
+  if (port == kControlPort) control_connection_.store(static_cast<uint64_t>(id));
   sink_->Deliver(ConnectionOpened{id_, static_cast<uint64_t>(id), port});
 }
 
@@ -244,10 +284,14 @@ void Vm::OnSent(ConnectionId id, size_t bytes) {
 }
 
 void Vm::OnClosed(ConnectionId id) {
+  auto control = static_cast<uint64_t>(id);
+  control_connection_.compare_exchange_strong(control, 0);
   sink_->Deliver(ConnectionClosed{id_, static_cast<uint64_t>(id)});
 }
 
 void Vm::Send(uint64_t connection, Bytes data) {
+  // Whoever the bytes are for has to run.
+  YieldProgram();
   loop_->Post([this, connection, data = std::move(data)]() mutable {
     vsock_->Send(ConnectionId{connection}, std::move(data));
   });
@@ -263,12 +307,7 @@ void Vm::Disconnect(uint64_t connection) {
 
 Result<VmStats> Vm::Stats() const {
   VmStats stats;
-  struct stat file = {};
-  if (::fstat(memory_.memfd().get(), &file) != 0) {
-    return Error{ErrorCode::kSystem, errno, "fstat", "guest memory"};
-  }
-  constexpr uint64_t kStatBlockBytes = 512;
-  stats.memory_allocated_bytes = static_cast<uint64_t>(file.st_blocks) * kStatBlockBytes;
+  ASSIGN_OR_RETURN(stats.memory_allocated_bytes, memory_.AllocatedBytes());
   for (const auto& vcpu : vcpus_) {
     stats.vcpu_cpu_time_ns.push_back(vcpu->CpuTimeNs());
     stats.completed_instructions += vcpu->completed_instructions();

@@ -1,13 +1,16 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "arch/x86_64/host_profile.h"
+#include "base/clock.h"
 #include "base/event_loop.h"
 #include "base/result.h"
 #include "devices/acpi_power.h"
@@ -20,18 +23,23 @@
 #include "kvm/kvm.h"
 #include "memory/guest_memory.h"
 #include "vm/irqfd_line.h"
+#include "vm/mailbox.h"
 #include "vm/messages.h"
 #include "vm/vcpu.h"
+#include "vm/vm_state.h"
 
 namespace forklet {
 
 // A virtual machine: memory, vCPUs, devices, and what they say to each other.
 //
-// Owner: Core's entry. Thread: built on a boot thread, entered by Start(), then
-// driven by three kinds of threads: its vCPUs (VM exits), the device thread
-// (queues, connections) and the core's (the methods below). Destroyed on a
-// thread that may wait: not its own, not the device thread, not JavaScript's.
-class Vm final : private VcpuObserver, private VsockHost {
+// It comes to be in one of two ways: booted around a kernel, or made empty and
+// then restored from a frozen state, once or, for a reset, again. Whatever keeps
+// its vCPUs from running is a Hold; they run while there is none.
+//
+// Owner: Core's entry, or a snapshot's pool. Thread: any, unless a method says
+// otherwise; one job (Freeze, Reset) at a time. Destroyed on a thread that may
+// wait: not its own, not the device thread, not JavaScript's.
+class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
  public:
   // The port on the host that the guest's agent dials, once.
   static constexpr uint32_t kControlPort = 1;
@@ -42,35 +50,150 @@ class Vm final : private VcpuObserver, private VsockHost {
                                           std::shared_ptr<EventLoop> loop,
                                           std::shared_ptr<EventSink> sink, uint64_t epoch_ns,
                                           BootTimes& times);
+  // An empty VM of that shape, which somebody may need later: Restore and Adopt
+  // come next.
+  static Result<std::unique_ptr<Vm>> CreateShell(const Kvm& kvm,
+                                                 std::shared_ptr<const HostProfile> host,
+                                                 const VmState& like);
   ~Vm() override;
 
-  // Creates the vCPU threads, which enter the guest.
-  Status Start();
+  // Puts a frozen state of the same size into a VM that is not entered.
+  Status Restore(std::shared_ptr<const VmState> state);
+  // Gives a restored VM its name and whoever hears of its events. `hostname`
+  // empty: the frozen one's.
+  void Adopt(VmId id, std::shared_ptr<EventLoop> loop, std::shared_ptr<EventSink> sink,
+             std::string hostname);
+
+  // Lets the vCPUs enter the guest for the first time since boot or restore:
+  // guest time starts now. Nothing when they have.
+  Status Enter();
+  // Stops all vCPUs where they are, until Resume; false when they do not stand
+  // still in time. Not on a thread of this VM.
+  [[nodiscard]] bool Pause(Deadline deadline);
+  Status Resume();
+
+  // Waits until the guest stands parked at `place`, and returns what it is then.
+  // The guest goes on. Not on a thread of this VM.
+  //
+  // On failure it goes on as well: kParkTimeout at the deadline, kCancelled after
+  // CancelFreeze, kExited or kClosed when it ends.
+  Result<std::shared_ptr<const VmState>> Freeze(ParkPlace place, Deadline deadline,
+                                                FreezeTimes& times);
+  void CancelFreeze();
+
+  // Puts the VM back to a frozen state of the same size; it is then like a fork
+  // that is not entered. Everything pending is dropped. Not on a thread of this
+  // VM. After a failure the VM can only be closed.
+  Status Reset(std::shared_ptr<const VmState> state);
+  // What Restore or Reset was given last; null for a VM that was booted.
+  std::shared_ptr<const VmState> origin() const;
+
+  // Hands input to the program at its park. Done with its answer, or Failed,
+  // follows for `request`. One at a time.
+  void CallProgram(RequestId request, Bytes input, uint64_t max_bytes);
+  void CancelCall(RequestId request);
+  // Lets the guest run on though its program stands parked.
+  void YieldProgram();
+
   // Makes the vCPUs leave the guest; does not wait.
   void RequestStop();
   // Joins the vCPUs and leaves the device thread: no event follows.
   void Shutdown();
 
-  // Thread: any, until Shutdown() begins.
+  // Until Shutdown() begins.
   void Send(uint64_t connection, Bytes data);
   void Consume(uint64_t connection, uint64_t bytes);
   void Disconnect(uint64_t connection);
   Result<VmStats> Stats() const;
 
  private:
-  Vm(VmId id, std::shared_ptr<EventLoop> loop, std::shared_ptr<EventSink> sink, VmFd fd,
-     GuestMemory memory);
+  // What keeps the vCPUs from running.
+  enum class Hold : uint32_t {
+    kNotEntered = 1,   // Boot or restore is done; nobody has asked for more
+    kPaused = 2,       // Pause()
+    kFreezing = 4,     // Parked, and being frozen
+    kStanding = 8,     // The guest's program stands parked, and nothing else is to do
+    kRestoring = 16,   // Reset() is at work
+  };
 
+  // A request that a parked program is to answer.
+  struct Call {
+    RequestId request;
+    Bytes input;
+    uint64_t max_bytes;
+    bool handed_over = false;  // The program has it
+  };
+  // Where the guest's program is, as far as the host knows.
+  enum class Program : uint8_t {
+    kRunning,  // Somewhere; or there is none
+    kParked,   // In its read of PARK_PROGRAM, which is completed
+    kWaiting,  // Told to wait for the doorbell's interrupt
+  };
+  // Whoever waits for the guest to park.
+  struct Freezer {
+    ParkPlace place;
+    bool parked = false;
+    bool cancelled = false;
+  };
+
+  Vm(std::shared_ptr<const HostProfile> host, const CpuidTable& cpuid, VmFd fd, GuestMemory memory);
+
+  // KVM's VM with its memslots and irqchip.
+  static Result<std::unique_ptr<Vm>> Build(const Kvm& kvm, std::shared_ptr<const HostProfile> host,
+                                           const CpuidTable& cpuid, GuestMemory memory);
   Status CreateDevices();
-  Status CreateVcpus(const Kvm& kvm, const HostProfile& host, uint32_t count);
+  Status CreateVcpus(const Kvm& kvm, uint32_t count);
   Status AddVirtio(VirtioDevice& device, uint32_t index, IrqfdLine& line,
                    std::unique_ptr<VirtioMmio>& transport);
+  // Registers the devices with the device thread; nothing when they are.
+  Status ConnectDevices();
+  // Has the device thread end the VM when the file behind its memory fails.
+  Status WatchMemory();
 
-  // Ends the VM: the first reason counts. Thread: any.
+  // Holds (vm_run.cc).
+  void AddHold(Hold hold);
+  Status RemoveHold(Hold hold);
+  Status ReleaseVcpus();
+  [[nodiscard]] bool WaitHeld(Deadline deadline);
+  Status StartTime(const VmState& state);
+  // Enter(), under park_mutex_.
+  Status EnterLocked();
+  // The vCPU whose thread this is.
+  uint32_t CurrentVcpu() const;
+
+  // Freezing and restoring (vm_freeze.cc).
+  Status BeginFreeze(ParkPlace place);
+  // Sets `parked` to the moment when the guest stood still, once it has.
+  Result<std::shared_ptr<const VmState>> FreezeParked(Deadline deadline, uint64_t& parked);
+  Status WaitParked(std::unique_lock<std::mutex>& lock, Deadline deadline);
+  // Lets the guest take an interrupt that is pending, and come back.
+  Status ParkAgain(ParkPlace place);
+  // Has the devices finish what the guest gave them, and leaves them still.
+  DevicesState QuiesceDevices();
+  void ResumeDevices();
+  // All but the memory.
+  Status RestoreMachine(std::shared_ptr<const VmState> state);
+  Status RestoreDevices(const VmState& state);
+
+  // Programs (vm_program.cc). All under park_mutex_.
+  void OnProgramParked();
+  void HandOver();
+  void FinishCall();
+  void FailCall(ErrorCode code, std::string detail);
+  // What the program finds when it leaves its park.
+  void Command(ExchangeCommand command);
+
+  // A fresh identity at this moment, at which the guest's TSC has that value.
+  GuestIdentity NewIdentity(uint64_t generation, uint64_t tsc) const;
+
+  // Ends the VM: the first reason counts.
   void End(ExitReason reason, std::string detail);
-  void OnDoorbell(DoorbellEvent event);
   void OnPower(PowerEvent event);
 
+  void OnDoorbellEvent(DoorbellEvent event) override;
+  void OnPark(ParkPlace place) override;
+  void OnReseeded(uint32_t generation) override;
+  void OnProgramGone() override;
   void OnVcpuExit(ExitReason reason, std::string detail) override;
   bool OnConnect(uint32_t host_port) override;
   void OnOpened(ConnectionId id, uint32_t port) override;
@@ -79,9 +202,13 @@ class Vm final : private VcpuObserver, private VsockHost {
   void OnSent(ConnectionId id, size_t bytes) override;
   void OnClosed(ConnectionId id) override;
 
-  const VmId id_;
-  const std::shared_ptr<EventLoop> loop_;
-  const std::shared_ptr<EventSink> sink_;
+  const std::shared_ptr<const HostProfile> host_;
+  const CpuidTable cpuid_;  // What the vCPUs are given, but for their own numbers
+  // Thread: written before the first entry.
+  VmId id_ = 0;
+  std::shared_ptr<EventLoop> loop_;
+  std::shared_ptr<EventSink> sink_;
+  std::string hostname_;
 
   // Teardown: the reverse of this order. vCPUs go before what they run on,
   // devices before memory, and KVM's VM before the memory that its slots name.
@@ -90,6 +217,7 @@ class Vm final : private VcpuObserver, private VsockHost {
   IrqfdLine serial_line_;
   IrqfdLine vsock_line_;
   IrqfdLine rng_line_;
+  IrqfdLine doorbell_line_;
   std::unique_ptr<Doorbell> doorbell_;
   std::unique_ptr<AcpiPower> acpi_power_;
   std::unique_ptr<Serial> serial_;
@@ -101,12 +229,36 @@ class Vm final : private VcpuObserver, private VsockHost {
   std::unique_ptr<Bus> ports_;
   std::vector<std::unique_ptr<Vcpu>> vcpus_;
 
+  bool devices_connected_ = false;  // Thread: whoever enters or shuts down
   bool shut_down_ = false;
   std::atomic<bool> ended_ = false;
-  bool control_dialled_ = false;  // Thread: the device thread
+  std::atomic<bool> control_dialled_ = false;
+  std::atomic<uint64_t> control_connection_ = 0;
   std::atomic<uint64_t> console_bytes_ = 0;
   std::atomic<uint64_t> vsock_bytes_to_guest_ = 0;
   std::atomic<uint64_t> vsock_bytes_from_guest_ = 0;
+
+  // Order of the two: park_mutex_ first.
+  mutable std::mutex run_mutex_;
+  uint32_t holds_ = static_cast<uint32_t>(Hold::kNotEntered);  // Under run_mutex_
+  // Under run_mutex_: until the guest's random pool is reseeded, which the first
+  // vCPU does, the others stand still.
+  bool reseeding_ = false;
+  uint32_t first_vcpu_ = 0;
+
+  mutable std::mutex park_mutex_;
+  std::condition_variable parked_;  // freezer_ or ended_
+  // All below under park_mutex_.
+  std::optional<Freezer> freezer_;
+  uint32_t parked_vcpu_ = 0;  // The last that parked
+  Program program_ = Program::kRunning;
+  std::optional<Call> call_;
+  // The guest has other work: its program is not to stand when it parks next.
+  std::atomic<bool> yield_due_ = false;
+  uint64_t sequence_ = 0;    // Of the last request that a program was given
+  bool answer_due_ = false;  // It has not answered that one yet
+  GuestIdentity identity_;
+  std::shared_ptr<const VmState> origin_;
 };
 
 }  // namespace forklet

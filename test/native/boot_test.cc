@@ -50,9 +50,10 @@ TEST_CASE("The zero page describes exactly the guest's RAM") {
   for (int i = 0; i < params.e820_entries; ++i) {
     if (params.e820_table[i].type == 1) ram += params.e820_table[i].size;
   }
-  // Everything but what is kept below 1 MiB: mailbox, MP table, legacy holes.
+  // Everything but what is kept below 1 MiB: exchange, mailbox, MP table and
+  // legacy holes.
   CHECK(ram == 4 * kGiB - (layout::kHighRam - layout::kLowRamEnd));
-  CHECK(params.e820_table[1].addr == layout::kMailbox.value);
+  CHECK(params.e820_table[1].addr == layout::kExchange.value);
   CHECK(params.e820_table[1].type == 2);
   CHECK(params.e820_table[3].addr == layout::kHighRegion.value);
 }
@@ -128,6 +129,33 @@ TEST_CASE("The MP table's checksums hold, and every vCPU is in it") {
     CHECK(table[44 + 20 * id] == 0);       // Processor entry
     CHECK(table[44 + 20 * id + 1] == id);  // Its APIC id
   }
+}
+
+TEST_CASE("The MP table wires the serial port, each virtio device and the doorbell") {
+  const GuestMemory memory = Create(32 * kMiB);
+
+  WriteMpTable(memory, /*vcpus=*/1, /*virtio_devices=*/2);
+
+  // Behind header, processor, bus and IOAPIC: 8 bytes a pin, its type first, the
+  // ISA interrupt and the pin at 5 and 7.
+  std::array<uint8_t, 32> pins;
+  REQUIRE(memory.Read(layout::kMpTable + 16 + 44 + 20 + 8 + 8, pins));
+  for (size_t i = 0; i < 4; ++i) {
+    CHECK(pins[8 * i] == 3);
+    CHECK(pins[8 * i + 5] == pins[8 * i + 7]);
+  }
+  CHECK(pins[7] == layout::kSerialGsi);
+  CHECK(pins[15] == layout::kVirtioGsi);
+  CHECK(pins[23] == layout::kVirtioGsi + 1);
+  CHECK(pins[31] == layout::kDoorbellGsi);
+}
+
+TEST_CASE("The command line tells the guest where to meet its host") {
+  auto line = ComposeCommandLine(HostProfile{}, 0, "");
+
+  REQUIRE(line.ok());
+  CHECK(line.value().find(" forklet.doorbell=0xd0000000 forklet.mailbox=0x9e000"
+                          " forklet.exchange=0x8f000 forklet.irq=7") != std::string::npos);
 }
 
 TEST_CASE("The command line hides CPU features only on hosts that cannot mask CPUID") {

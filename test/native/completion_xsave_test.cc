@@ -176,8 +176,12 @@ TEST_CASE("XSAVEOPT stores everything, which it may") {
   bench.SetCode(kXsaveopt64);
   CHECK(bench.Complete().outcome == Outcome::kCompleted);
   State stored = bench.space.Read(bench.data.address(), 4096);
-  PutU64(stored, kXsaveHeader, U64(stored, kXsaveHeader) & 7);
-  CHECK(Canonical(stored) == Canonical(bench.cpu.xsave));
+  // The components of the mask: a processor may have more in use.
+  State expected = bench.cpu.xsave;
+  for (State* state : {&stored, &expected}) {
+    PutU64(*state, kXsaveHeader, U64(*state, kXsaveHeader) & 7);
+  }
+  CHECK(Canonical(stored) == Canonical(expected));
 }
 
 TEST_CASE("XSAVEC stores what the host's processor stores, where it has it") {

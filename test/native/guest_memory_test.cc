@@ -78,13 +78,6 @@ TEST_CASE("GuestMemory refuses unaligned atomics") {
   CHECK(value == 42);
 }
 
-TEST_CASE("GuestMemory cannot change its size behind our back") {
-  const GuestMemory memory = Create(32 * kMiB);
-
-  CHECK(::ftruncate(memory.memfd().get(), 4096) != 0);
-  CHECK(::ftruncate(memory.memfd().get(), 64 * kMiB) != 0);
-}
-
 TEST_CASE("GuestMemory says so when the host refuses") {
   auto memory = GuestMemory::Create(uint64_t{1} << 62);
 

@@ -40,10 +40,13 @@ constexpr char kEmulatedSupervisor[] =
 Result<std::string> ComposeCommandLine(const HostProfile& host, uint32_t virtio_devices,
                                        const std::string& extra) {
   std::string line = kBase;
-  char text[96];
-  std::snprintf(text, sizeof text, " forklet.doorbell=0x%llx forklet.mailbox=0x%llx",
+  char text[128];
+  std::snprintf(text, sizeof text,
+                " forklet.doorbell=0x%llx forklet.mailbox=0x%llx forklet.exchange=0x%llx"
+                " forklet.irq=%u",
                 static_cast<unsigned long long>(layout::kDoorbell.value),
-                static_cast<unsigned long long>(layout::kMailbox.value));
+                static_cast<unsigned long long>(layout::kMailbox.value),
+                static_cast<unsigned long long>(layout::kExchange.value), layout::kDoorbellGsi);
   line += text;
   for (uint32_t i = 0; i < virtio_devices; ++i) {
     const GuestAddress address = layout::kVirtioMmio + i * layout::kPageSize;

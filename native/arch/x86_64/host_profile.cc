@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "arch/x86_64/layout.h"
+#include "arch/x86_64/msrs.h"
 #include "base/mapping.h"
 
 namespace forklet {
@@ -75,6 +76,7 @@ Status RunProbeGuest(const Kvm& kvm, HostProfile& profile) {
     }
   }
   TRY(vcpu.SetCpuid(masked));
+  profile.tsc_khz = vcpu.GetTscKhz();
   ASSIGN_OR_RETURN(kvm_sregs sregs, vcpu.GetSregs());
   sregs.cs.base = 0;
   sregs.cs.selector = 0;
@@ -147,22 +149,24 @@ Result<HostProfile> ProbeHost(const Kvm& kvm) {
   }
   ASSIGN_OR_RETURN(profile.cpuid, kvm.GetSupportedCpuid());
   TRY(RunProbeGuest(kvm, profile));
+  ASSIGN_OR_RETURN(profile.msrs, ProbeMsrs(kvm, profile.cpuid));
   return profile;
 }
 
-Result<HostProfile> CachedHostProfile(const std::string& path, const Kvm& kvm) {
+Result<std::shared_ptr<const HostProfile>> CachedHostProfile(const std::string& path,
+                                                             const Kvm& kvm) {
   // Never destroyed: threads may outlive static destructors at process exit.
   static auto& mutex = *new std::mutex;
-  static auto& profiles = *new std::map<std::string, HostProfile>;
+  static auto& profiles = *new std::map<std::string, std::shared_ptr<const HostProfile>>;
   {
     std::lock_guard lock(mutex);
     const auto found = profiles.find(path);
     if (found != profiles.end()) return found->second;
   }
-  ASSIGN_OR_RETURN(HostProfile profile, ProbeHost(kvm));
+  ASSIGN_OR_RETURN(HostProfile probed, ProbeHost(kvm));
+  auto profile = std::make_shared<const HostProfile>(std::move(probed));
   std::lock_guard lock(mutex);
-  profiles.emplace(path, profile);
-  return profile;
+  return profiles.emplace(path, std::move(profile)).first->second;
 }
 
 std::string BackendName() {

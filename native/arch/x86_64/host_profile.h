@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -21,8 +22,10 @@ struct HostProfile {
   bool tsc_deadline = false;  // The local APIC has a TSC-deadline timer
   bool exit_on_emulation_failure = false;
   bool statistics = false;  // KVM_GET_STATS_FD works
+  uint32_t tsc_khz = 0;     // Rate of a guest's TSC; 0: unknown
   size_t xsave_bytes = kLegacyXsaveBytes;
-  CpuidTable cpuid;  // What KVM supports
+  CpuidTable cpuid;            // What KVM supports
+  std::vector<uint32_t> msrs;  // What a snapshot keeps: see ProbeMsrs
 
   // The names of the quirks that are on, for people.
   std::vector<std::string> Quirks() const;
@@ -34,7 +37,7 @@ struct HostProfile {
 Result<HostProfile> ProbeHost(const Kvm& kvm);
 
 // The same, but only once for each path in this process.
-Result<HostProfile> CachedHostProfile(const std::string& path, const Kvm& kvm);
+Result<std::shared_ptr<const HostProfile>> CachedHostProfile(const std::string& path, const Kvm& kvm);
 
 // "vmx", "svm", "pvm" or "unknown": which KVM module serves the host, for
 // people only.

@@ -17,12 +17,18 @@ inline constexpr GuestAddress kBootStack{0x8ff0};
 inline constexpr GuestAddress kCommandLine{0x20000};
 inline constexpr uint64_t kCommandLineBytes = 2048;  // COMMAND_LINE_SIZE of x86 Linux
 
+// The exchange: RAM pages that e820 reserves, through which the host and a
+// parked program hand each other input and answer.
+inline constexpr GuestAddress kExchange{0x8f000};
+inline constexpr uint64_t kExchangePages = 15;
 // The mailbox: a RAM page that e820 reserves, written by the host to tell a
 // forked VM who it is.
 inline constexpr GuestAddress kMailbox{0x9e000};
-// First address that e820 does not offer as RAM below 1 MiB: the mailbox, the
-// MP table and the legacy holes lie above it.
-inline constexpr GuestAddress kLowRamEnd{0x9e000};
+// First address that e820 does not offer as RAM below 1 MiB: the exchange, the
+// mailbox, the MP table and the legacy holes lie above it.
+inline constexpr GuestAddress kLowRamEnd{0x8f000};
+static_assert(kExchange + kExchangePages * kPageSize == kMailbox);
+static_assert(kLowRamEnd == kExchange);
 
 // The MP floating pointer is looked for in the last KiB below 640 KiB.
 inline constexpr GuestAddress kMpTable{0x9fc00};
@@ -44,6 +50,7 @@ inline constexpr GuestAddress kHighRegion{0x100000000};
 inline constexpr GuestAddress kDoorbell{0xd0000000};
 inline constexpr GuestAddress kVirtioMmio{0xd0001000};  // One page a device
 inline constexpr uint32_t kVirtioGsi = 5;               // The first device's
+inline constexpr uint32_t kDoorbellGsi = 7;             // Calls a program back to its park
 inline constexpr uint16_t kSerialPort = 0x3f8;          // COM1, 8 ports
 inline constexpr uint32_t kSerialGsi = 4;
 inline constexpr uint16_t kPowerPort = 0x600;  // ACPI's sleep and reset registers, 2 ports

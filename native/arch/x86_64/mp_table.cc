@@ -81,6 +81,8 @@ constexpr uint8_t kAllLocalApics = 0xff;
 
 void WriteMpTable(const GuestMemory& memory, uint32_t vcpus, uint32_t virtio_devices) {
   CHECK(vcpus >= 1 && vcpus <= kMaxVcpus);
+  // Two devices on one pin would need drivers that share it.
+  CHECK(layout::kVirtioGsi + virtio_devices <= layout::kDoorbellGsi);
   std::vector<uint8_t> table(sizeof(TableHeader));
   uint16_t entries = 0;
   const auto add = [&](const auto& entry) {
@@ -102,6 +104,7 @@ void WriteMpTable(const GuestMemory& memory, uint32_t vcpus, uint32_t virtio_dev
   };
   add_pin(layout::kSerialGsi);
   for (uint32_t i = 0; i < virtio_devices; ++i) add_pin(layout::kVirtioGsi + i);
+  add_pin(layout::kDoorbellGsi);
   add(Interrupt{.type = 4, .interrupt_type = 3, .destination_id = 0, .destination_pin = 0});
   add(Interrupt{
       .type = 4, .interrupt_type = 1, .destination_id = kAllLocalApics, .destination_pin = 1});

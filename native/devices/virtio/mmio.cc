@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <string>
 
 namespace forklet {
 
@@ -20,6 +21,11 @@ constexpr uint32_t kVendorId = 0x4c4b5246;  // "FRKL"
 
 // Length of a shared memory region that does not exist (virtio 1.2 §4.2.2.1).
 constexpr uint32_t kNoSharedMemory = 0xffffffff;
+
+// The bits of the status register that a driver sets.
+constexpr uint32_t kDriverBits = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER |
+                                 VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK |
+                                 VIRTIO_CONFIG_S_FAILED;
 
 constexpr uint64_t Bit(unsigned number) { return uint64_t{1} << number; }
 
@@ -50,9 +56,9 @@ uint64_t VirtioMmio::offered_features() const {
   return device_.features() | Bit(VIRTIO_F_VERSION_1) | Bit(VIRTIO_RING_F_EVENT_IDX);
 }
 
-bool VirtioMmio::features_acceptable() const {
-  return (state_.driver_features & ~offered_features()) == 0 &&
-         (state_.driver_features & Bit(VIRTIO_F_VERSION_1)) != 0;
+bool VirtioMmio::features_acceptable(uint64_t driver_features) const {
+  return (driver_features & ~offered_features()) == 0 &&
+         (driver_features & Bit(VIRTIO_F_VERSION_1)) != 0;
 }
 
 bool VirtioMmio::running() const {
@@ -209,9 +215,6 @@ void VirtioMmio::WriteQueueRegister(uint64_t offset, uint32_t value) {
 
 void VirtioMmio::WriteStatus(uint32_t value) {
   if (value == 0) return Reset();
-  constexpr uint32_t kDriverBits = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER |
-                                   VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK |
-                                   VIRTIO_CONFIG_S_FAILED;
   // A driver only adds bits (virtio 1.2 §2.1.1), in the order of the start-up
   // sequence; what comes out of turn is not taken.
   uint32_t added = value & kDriverBits & ~state_.status;
@@ -223,7 +226,7 @@ void VirtioMmio::WriteStatus(uint32_t value) {
   };
   refuse_without(VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_ACKNOWLEDGE);
   refuse_without(VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER);
-  if ((added & VIRTIO_CONFIG_S_FEATURES_OK) && !features_acceptable()) {
+  if ((added & VIRTIO_CONFIG_S_FEATURES_OK) && !features_acceptable(state_.driver_features)) {
     // The driver reads the bit back to learn that we refuse.
     added &= ~uint32_t{VIRTIO_CONFIG_S_FEATURES_OK};
   }
@@ -233,20 +236,25 @@ void VirtioMmio::WriteStatus(uint32_t value) {
 }
 
 void VirtioMmio::Activate() {
-  const bool event_idx = (state_.driver_features & Bit(VIRTIO_RING_F_EVENT_IDX)) != 0;
-  for (size_t i = 0; i < queues_.size(); ++i) {
-    if (!queues_[i].state().ready) continue;
-    if (!queues_[i].Enable(memory_, event_idx, device_.queue_sizes()[i])) return MarkNeedsReset();
-  }
+  if (!EnableQueues()) return MarkNeedsReset();
   // The device may have something to say, and a driver that filled its queues
   // before this moment had no one to notify.
   for (const EventFd& notifier : notifiers_) notifier.Signal();
 }
 
+bool VirtioMmio::EnableQueues() {
+  const bool event_idx = (state_.driver_features & Bit(VIRTIO_RING_F_EVENT_IDX)) != 0;
+  for (size_t i = 0; i < queues_.size(); ++i) {
+    if (!queues_[i].state().ready) continue;
+    if (!queues_[i].Enable(memory_, event_idx, device_.queue_sizes()[i])) return false;
+  }
+  return true;
+}
+
 void VirtioMmio::Reset() {
   for (Virtqueue& queue : queues_) queue.Reset();
   interrupt_status_.store(0, std::memory_order_release);
-  state_ = State();
+  state_ = Registers();
   // The device lives on the device thread: it hears of this there, before
   // anything that the driver does next.
   state_.reset_pending = true;
@@ -266,8 +274,25 @@ void VirtioMmio::Interrupt(uint32_t cause) {
   line_.Raise();
 }
 
+void VirtioMmio::Quiesce() {
+  std::lock_guard lock(mutex_);
+  quiesced_ = true;
+}
+
+void VirtioMmio::Unquiesce() {
+  std::lock_guard lock(mutex_);
+  quiesced_ = false;
+  if (!turn_missed_) return;
+  turn_missed_ = false;
+  for (const EventFd& notifier : notifiers_) notifier.Signal();
+}
+
 Turn VirtioMmio::HandleNotify(uint16_t queue) {
   std::lock_guard lock(mutex_);
+  if (quiesced_) {
+    turn_missed_ = true;
+    return Turn::kIdle;
+  }
   if (state_.reset_pending) {
     state_.reset_pending = false;
     device_.HandleReset();
@@ -289,6 +314,82 @@ void VirtioMmio::FinishTurn() {
   // One interrupt for all that the turn returned.
   if (interrupt) Interrupt(VIRTIO_MMIO_INT_VRING);
   if (broken) MarkNeedsReset();
+}
+
+VirtioMmio::State VirtioMmio::Save() const {
+  std::lock_guard lock(mutex_);
+  State state;
+  state.status = state_.status;
+  state.driver_features = state_.driver_features;
+  state.device_features_select = state_.device_features_select;
+  state.driver_features_select = state_.driver_features_select;
+  state.queue_select = state_.queue_select;
+  state.interrupt_status = interrupt_status_.load(std::memory_order_acquire);
+  state.reset_pending = state_.reset_pending;
+  for (const Virtqueue& queue : queues_) state.queues.push_back(queue.state());
+  return state;
+}
+
+bool VirtioMmio::Plausible(const State& state) const {
+  const auto requires_bits = [&](uint32_t bit, uint32_t condition) {
+    return !(state.status & bit) || (state.status & condition);
+  };
+  // The order of the start-up sequence, as WriteStatus keeps it.
+  if ((state.status & ~(kDriverBits | VIRTIO_CONFIG_S_NEEDS_RESET)) != 0 ||
+      !requires_bits(VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_ACKNOWLEDGE) ||
+      !requires_bits(VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER) ||
+      !requires_bits(VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK) ||
+      !requires_bits(VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_CONFIG_S_DRIVER_OK)) {
+    return false;
+  }
+  if ((state.status & VIRTIO_CONFIG_S_FEATURES_OK) && !features_acceptable(state.driver_features)) {
+    return false;
+  }
+  constexpr uint32_t kCauses = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG;
+  if ((state.interrupt_status & ~kCauses) != 0 || state.queues.size() != queues_.size()) {
+    return false;
+  }
+  for (size_t i = 0; i < queues_.size(); ++i) {
+    const QueueState& queue = state.queues[i];
+    if (queue.size > device_.queue_sizes()[i]) return false;
+    // Set up after FEATURES_OK, used after DRIVER_OK.
+    QueueState unused = queue;
+    unused.next_available = unused.next_used = unused.signalled_used = 0;
+    if (!(state.status & VIRTIO_CONFIG_S_FEATURES_OK) && queue != QueueState()) return false;
+    if (!(state.status & VIRTIO_CONFIG_S_DRIVER_OK) && queue != unused) return false;
+  }
+  return true;
+}
+
+Status VirtioMmio::Restore(const State& state) {
+  if (!Plausible(state)) {
+    return Error{ErrorCode::kBadSnapshot, 0, "",
+                 "impossible state of the virtio device of type " + std::to_string(device_.type())};
+  }
+  std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < queues_.size(); ++i) {
+    queues_[i].Reset();
+    queues_[i].state() = state.queues[i];
+  }
+  state_.status = state.status;
+  state_.driver_features = state.driver_features;
+  state_.device_features_select = state.device_features_select;
+  state_.driver_features_select = state.driver_features_select;
+  state_.queue_select = state.queue_select;
+  state_.reset_pending = state.reset_pending;
+  interrupt_status_.store(state.interrupt_status, std::memory_order_release);
+  if (running() && !EnableQueues()) {
+    // As MarkNeedsReset does, but for the interrupt, which waits for Kick.
+    state_.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+    needs_reset_count_.fetch_add(1, std::memory_order_relaxed);
+    interrupt_status_.fetch_or(VIRTIO_MMIO_INT_CONFIG, std::memory_order_release);
+  }
+  return Ok();
+}
+
+void VirtioMmio::Kick() {
+  for (const EventFd& notifier : notifiers_) notifier.Signal();
+  if (interrupt_status_.load(std::memory_order_acquire) != 0) line_.Raise();
 }
 
 }  // namespace forklet

@@ -32,6 +32,20 @@ class VirtioMmio final : public BusDevice {
   static constexpr uint64_t kBytes = 0x1000;      // Size of the register window
   static constexpr uint64_t kQueueNotify = 0x50;  // Offset for the ioeventfds, 4 bytes
 
+  // Everything that a snapshot must keep of the transport and its queues.
+  struct State {
+    uint32_t status = 0;
+    uint64_t driver_features = 0;
+    uint32_t device_features_select = 0;
+    uint32_t driver_features_select = 0;
+    uint32_t queue_select = 0;
+    uint32_t interrupt_status = 0;
+    bool reset_pending = false;  // The device has not heard of the last reset yet
+    std::vector<QueueState> queues;
+
+    bool operator==(const State&) const = default;
+  };
+
   // All three outlive this object.
   static Result<std::unique_ptr<VirtioMmio>> Create(VirtioDevice& device, const GuestMemory& memory,
                                                     InterruptLine& line);
@@ -48,21 +62,37 @@ class VirtioMmio final : public BusDevice {
   // Thread: the device thread.
   Turn HandleNotify(uint16_t queue);
 
+  // While neither a vCPU nor the device thread is at work on the device.
+  State Save() const;
+  // Takes over a saved state, which may come from a file, and forgets the one
+  // before. kBadSnapshot, and nothing changed, when no guest could have brought
+  // the registers into it; rings that are not in RAM stop the device, as they do
+  // when a driver sets them up. Signals and raises nothing: see Kick. Before the
+  // device thread knows the device, or while it leaves it alone.
+  Status Restore(const State& state);
+  // Has a restored device looked at: signals every notifier, since work may have
+  // been waiting when the state was saved, and raises the interrupt anew that
+  // the driver has not acknowledged. One too many does no harm.
+  void Kick();
+
+  // Leaves the device still until Unquiesce: a turn does nothing, and is made up
+  // for afterwards. Thread: the device thread.
+  void Quiesce();
+  void Unquiesce();
+
   // Times that this device was stopped because its driver broke the rules.
   uint64_t needs_reset_count() const { return needs_reset_count_.load(std::memory_order_relaxed); }
   // Accesses to unknown registers, of a bad width, or out of turn.
   uint64_t ignored_accesses() const { return ignored_accesses_.load(std::memory_order_relaxed); }
 
  private:
-  // Everything that a snapshot must keep of the transport, besides its queues
-  // and the interrupt status.
-  struct State {
+  struct Registers {
     uint32_t status = 0;
     uint64_t driver_features = 0;
     uint32_t device_features_select = 0;
     uint32_t driver_features_select = 0;
     uint32_t queue_select = 0;
-    bool reset_pending = false;  // The device has not heard of the last reset yet
+    bool reset_pending = false;
   };
 
   VirtioMmio(VirtioDevice& device, const GuestMemory& memory, InterruptLine& line);
@@ -72,9 +102,11 @@ class VirtioMmio final : public BusDevice {
   void WriteStatus(uint32_t value);
   void WriteQueueRegister(uint64_t offset, uint32_t value);
   uint64_t offered_features() const;
-  bool features_acceptable() const;
+  bool features_acceptable(uint64_t driver_features) const;
+  bool Plausible(const State& state) const;
   bool running() const;
   void Activate();
+  bool EnableQueues();
   void Reset();
   void MarkNeedsReset();
   void FinishTurn();
@@ -91,10 +123,12 @@ class VirtioMmio final : public BusDevice {
   std::atomic<uint64_t> needs_reset_count_ = 0;
   std::atomic<uint64_t> ignored_accesses_ = 0;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   // Thread: all below under mutex_.
   std::vector<Virtqueue> queues_;
-  State state_;
+  Registers state_;
+  bool quiesced_ = false;
+  bool turn_missed_ = false;  // While quiesced
 };
 
 }  // namespace forklet

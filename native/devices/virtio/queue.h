@@ -51,6 +51,8 @@ struct QueueState {
   uint16_t next_available = 0;  // Index of the next chain to take
   uint16_t next_used = 0;       // Index of the next used entry to write
   uint16_t signalled_used = 0;  // Value of next_used when an interrupt was last considered
+
+  bool operator==(const QueueState&) const = default;
 };
 
 // The device's end of a split virtqueue (virtio 1.2 §2.7), with

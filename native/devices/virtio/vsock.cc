@@ -16,10 +16,6 @@ namespace {
 // and take a few turns for a full window.
 constexpr uint16_t kQueueSizes[] = {16, 64, 8};
 
-// Ports below are for services that the guest dials.
-constexpr uint32_t kFirstHostPort = 1024;
-constexpr uint32_t kAnyPort = 0xffffffff;  // VMADDR_PORT_ANY, no valid port
-
 }  // namespace
 
 VsockDevice::VsockDevice(const VsockConfig& config, VsockHost& host)
@@ -49,8 +45,7 @@ Turn VsockDevice::ProcessQueue(uint16_t index) {
 }
 
 void VsockDevice::HandleReset() {
-  std::vector<ConnectionId> closed;
-  for (const auto& entry : connections_) closed.push_back(entry.first);
+  const std::vector<ConnectionId> closed = Ids();
   connections_.clear();
   by_ports_.clear();
   ready_.clear();
@@ -103,11 +98,17 @@ void VsockDevice::Reset(ConnectionId id) {
 }
 
 void VsockDevice::ResetOthers(ConnectionId keep) {
-  std::vector<ConnectionId> others;
-  for (const auto& entry : connections_) {
-    if (entry.first != keep) others.push_back(entry.first);
+  for (ConnectionId id : Ids()) {
+    if (id != keep) Reset(id);
   }
-  for (ConnectionId id : others) Reset(id);
+}
+
+std::vector<ConnectionId> VsockDevice::Ids() const {
+  std::vector<ConnectionId> ids;
+  ids.reserve(connections_.size());
+  for (const auto& entry : connections_) ids.push_back(entry.first);
+  std::sort(ids.begin(), ids.end());
+  return ids;
 }
 
 VsockConnection* VsockDevice::Find(ConnectionId id) {
@@ -145,18 +146,22 @@ uint32_t VsockDevice::AllocateHostPort(uint32_t guest_port) {
   // Ends: there are far fewer connections than ports.
   for (;;) {
     const uint32_t port = next_host_port_++;
-    if (next_host_port_ == kAnyPort) next_host_port_ = kFirstHostPort;
+    if (next_host_port_ == kVsockAnyPort) next_host_port_ = kVsockFirstHostPort;
     if (Find(VsockPorts{port, guest_port}) == nullptr) return port;
   }
+}
+
+bool VsockDevice::Enlist(VsockConnection& connection) {
+  if (connection.in_ready_list || !connection.has_packet()) return false;
+  connection.in_ready_list = true;
+  ready_.push_back(connection.state().id);
+  return true;
 }
 
 void VsockDevice::Schedule(VsockConnection& connection) {
   // One that is in line already is either about to be served or waits for
   // buffers, of which the driver will notify us.
-  if (connection.in_ready_list || !connection.has_packet()) return;
-  connection.in_ready_list = true;
-  ready_.push_back(connection.state().id);
-  WakeRx();
+  if (Enlist(connection)) WakeRx();
 }
 
 void VsockDevice::WakeRx() {

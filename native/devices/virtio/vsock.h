@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/result.h"
 #include "devices/virtio/device.h"
 #include "devices/virtio/vsock_connection.h"
 #include "devices/virtio/vsock_packet.h"
@@ -75,6 +76,37 @@ class VsockDevice final : public VirtioDevice {
     uint64_t violations = 0;       // Connections reset for breaking the protocol
   };
 
+  // A packet of refusal that waits for an rx buffer.
+  struct PendingReset {
+    VsockPorts ports;
+    uint16_t type;
+
+    bool operator==(const PendingReset&) const = default;
+  };
+
+  // Bounds on what a saved state may hold of bytes that wait to be sent. A live
+  // device has none of its own: see Send.
+  static constexpr size_t kMaxSavedBytes = 1024 * 1024;  // A connection
+  static constexpr size_t kMaxSavedBytesInAll = 64 * 1024 * 1024;
+
+  // Everything that a snapshot must keep.
+  struct State {
+    struct Connection {
+      VsockConnectionState state;
+      std::vector<uint8_t> queued;
+
+      bool operator==(const Connection&) const = default;
+    };
+
+    std::vector<Connection> connections;  // By id, ascending
+    std::vector<ConnectionId> ready;      // In line for rx buffers
+    std::vector<PendingReset> resets;     // In line before them
+    uint64_t next_id = 1;
+    uint32_t next_host_port = kVsockFirstHostPort;
+
+    bool operator==(const State&) const = default;
+  };
+
   // `host` outlives this object.
   VsockDevice(const VsockConfig& config, VsockHost& host);
 
@@ -96,6 +128,17 @@ class VsockDevice final : public VirtioDevice {
   void Reset(ConnectionId id);
   // Ends all connections but one.
   void ResetOthers(ConnectionId keep);
+  // Gives the guest its credit back for all that was delivered. For a restored
+  // device, whose host has nothing of what was delivered before: does not wake
+  // the device thread, since the transport's Kick follows.
+  void ForgetDelivered();
+
+  State Save() const;
+  // Takes over a saved state, which may come from a file, and forgets the one
+  // before; VsockHost is told nothing. kBadSnapshot, and nothing changed, when no
+  // guest could have brought the device into it. Nothing moves before the
+  // transport's Kick.
+  Status Restore(const State& state);
 
   size_t connection_count() const { return connections_.size(); }
   const Counters& counters() const { return counters_; }
@@ -107,10 +150,9 @@ class VsockDevice final : public VirtioDevice {
   void HandleReset() override;
 
  private:
-  struct PendingReset {
-    VsockPorts ports;
-    uint16_t type;
-  };
+  // What is wrong with a saved state; null when nothing is.
+  const char* FindFault(const State& state) const;
+  const char* FindFault(const State::Connection& saved) const;
 
   // Guest to host (vsock_tx.cc).
   Turn ProcessTx();
@@ -135,9 +177,14 @@ class VsockDevice final : public VirtioDevice {
   VsockConnection* Find(ConnectionId id);
   VsockConnection* Find(VsockPorts ports);
   VsockConnection& Add(VsockPorts ports);
+  // Ids of all connections, ascending: nothing that forks see depends on hashes.
+  std::vector<ConnectionId> Ids() const;
   void Remove(VsockConnection& connection);
   uint32_t AllocateHostPort(uint32_t guest_port);
-  // Puts the connection in line for rx buffers if it has a packet to send.
+  // Puts the connection in line for rx buffers if it has a packet to send; true
+  // when it was not in line before.
+  bool Enlist(VsockConnection& connection);
+  // Enlists it, and has the device thread look if that is news.
   void Schedule(VsockConnection& connection);
   // Ends a connection and tells the host, but not the guest.
   void Close(VsockConnection& connection);
@@ -149,10 +196,10 @@ class VsockDevice final : public VirtioDevice {
   VsockHost& host_;
   std::unordered_map<ConnectionId, std::unique_ptr<VsockConnection>> connections_;
   std::unordered_map<uint64_t, ConnectionId> by_ports_;  // Key: VsockPorts::key
-  std::deque<ConnectionId> ready_;                       // In line for rx buffers; ids may be stale
+  std::deque<ConnectionId> ready_;                       // In line for rx buffers
   std::deque<PendingReset> resets_;                      // RSTs that wait for rx buffers
   uint64_t next_id_ = 1;
-  uint32_t next_host_port_ = 1024;
+  uint32_t next_host_port_ = kVsockFirstHostPort;
   bool in_turn_ = false;       // The turn ends with a look at the rx queue
   bool wake_pending_ = false;  // So does the one that was asked for
   DescriptorChain chain_;      // The packet in hand

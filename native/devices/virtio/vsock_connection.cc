@@ -34,6 +34,17 @@ void VsockConnection::Queue(std::vector<uint8_t> data) {
   queue_.push_back(std::move(data));
 }
 
+std::vector<uint8_t> VsockConnection::CopyQueued() const {
+  std::vector<uint8_t> bytes;
+  bytes.reserve(queued_bytes_);
+  size_t skip = front_offset_;
+  for (const std::vector<uint8_t>& piece : queue_) {
+    bytes.insert(bytes.end(), piece.begin() + static_cast<ptrdiff_t>(skip), piece.end());
+    skip = 0;
+  }
+  return bytes;
+}
+
 size_t VsockConnection::DropQueued() {
   const size_t dropped = queued_bytes_;
   queue_.clear();

@@ -44,6 +44,8 @@ struct VsockConnectionState {
   uint32_t received = 0;
   uint32_t consumed = 0;           // Our fwd_cnt
   uint32_t reported_consumed = 0;  // Our fwd_cnt in the last packet that we sent
+
+  bool operator==(const VsockConnectionState&) const = default;
 };
 
 // One vsock stream: its state and the credit arithmetic of both directions.
@@ -56,6 +58,14 @@ class VsockConnection {
       : buffer_bytes_(buffer_bytes) {
     state_.id = id;
     state_.ports = ports;
+  }
+
+  // One that was saved, with the bytes that wait to be sent. The caller has
+  // checked it.
+  VsockConnection(const VsockConnectionState& state, uint32_t buffer_bytes,
+                  std::vector<uint8_t> queued)
+      : state_(state), buffer_bytes_(buffer_bytes) {
+    Queue(std::move(queued));
   }
 
   VsockConnectionState& state() { return state_; }
@@ -76,6 +86,8 @@ class VsockConnection {
 
   void Queue(std::vector<uint8_t> data);
   size_t queued_bytes() const { return queued_bytes_; }
+  // A copy of the bytes that wait to be sent.
+  std::vector<uint8_t> CopyQueued() const;
   // Drops the bytes that wait to be sent; returns how many there were.
   size_t DropQueued();
 

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "base/mapping.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "memory/page_scan.h"
+
+namespace forklet {
+
+// The frozen RAM of a VM: never written again, shared by all its forks.
+//
+// It is a base file, which forks map privately, and on top of it the pages that
+// differ from the base, packed into one mapping. Freezing a VM that was booted
+// makes its own memfd the base and copies nothing. Freezing a fork keeps the
+// fork's base and packs the pages that it has written, so that the cost follows
+// those; whoever maps such an image copies them. An image that is mapped again
+// and again is flattened: a new base file with all pages in their places.
+//
+// Owner: shared by snapshots and by the memories that are mapped from it.
+// Thread: any.
+class MemoryImage {
+ public:
+  enum class Backing : uint8_t {
+    kMemory,  // A memfd, sealed against writing
+    kDisk,    // A file, which may be truncated or fail at any time
+  };
+
+  // `base` has `bytes` bytes, which nobody writes.
+  static std::shared_ptr<const MemoryImage> FromFile(std::shared_ptr<const UniqueFd> base,
+                                                     uint64_t bytes, Backing backing);
+  // The present contents of a private mapping of `base` at `memory`, whose pages
+  // are those of the base's file but for `runs`. Copies those.
+  static Result<std::shared_ptr<const MemoryImage>> FromPages(const MemoryImage& base,
+                                                              const uint8_t* memory,
+                                                              std::vector<PageRun> runs);
+
+  uint64_t bytes() const { return bytes_; }
+  Backing backing() const { return backing_; }
+  const std::shared_ptr<const UniqueFd>& base() const { return base_; }
+  // Pages that differ from the base, in order; page i of the packed ones is at
+  // packed() + i * page size.
+  const std::vector<PageRun>& runs() const { return runs_; }
+  const uint8_t* packed() const { return packed_.data(); }
+  uint64_t packed_pages() const { return packed_.size() / 4096; }
+
+  // Maps the base privately over the `bytes()` bytes at `address`, which are a
+  // mapping of the caller's. The packed pages are yet to be copied.
+  Status MapBase(uint8_t* address) const;
+  // Writes the packed pages among `pages` over a private mapping of the base.
+  void CopyPacked(uint8_t* address, PageRun pages) const;
+  void CopyPacked(uint8_t* address) const;
+
+  // The same contents in a file without packed pages: written at the first call,
+  // at the cost of all pages that are present. Thread: one that may wait.
+  Result<std::shared_ptr<const MemoryImage>> Flatten() const;
+
+ private:
+  MemoryImage(std::shared_ptr<const UniqueFd> base, uint64_t bytes, Backing backing)
+      : base_(std::move(base)), bytes_(bytes), backing_(backing) {}
+
+  const std::shared_ptr<const UniqueFd> base_;
+  const uint64_t bytes_;
+  const Backing backing_;
+  std::vector<PageRun> runs_;
+  Mapping packed_;
+};
+
+// A memfd of that size for guest RAM, which can neither shrink nor grow: every
+// later access through a mapping is safe from SIGBUS.
+Result<UniqueFd> CreateRamFile(uint64_t bytes);
+
+// No child process inherits the range, and no core dump contains it. Lost with
+// every mmap over the range.
+Status KeepPrivate(uint8_t* address, size_t bytes);
+
+}  // namespace forklet

@@ -1,0 +1,246 @@
+// The half of Vm that stops a guest at its park and takes its state, or gives it
+// one.
+#include <algorithm>
+
+#include "arch/x86_64/cpu_state.h"
+#include "arch/x86_64/layout.h"
+#include "vm/vm.h"
+
+namespace forklet {
+
+namespace {
+
+// A parked vCPU leaves KVM_RUN within microseconds; more means that something
+// holds it there.
+constexpr std::chrono::seconds kHoldTime{5};
+
+// Times that a guest is sent to park anew because an interrupt came in between.
+// A guest that is never quiet is frozen with its interrupt after that.
+constexpr int kMaxParks = 64;
+
+// Turns of the device thread that the work of a guest which stands still takes;
+// its queues hold no more.
+constexpr int kMaxFinalTurns = 64;
+
+constexpr GuestAddress kMailboxFlags = layout::kMailbox + offsetof(Mailbox, flags);
+
+}  // namespace
+
+// Ordering requirements:
+//  - the vCPUs stand still before the devices do, which they keep at work;
+//  - the devices stand still before the CPUs are saved: finished work raises
+//    interrupts;
+//  - memory last: requests of the vCPUs may still write to it.
+Result<std::shared_ptr<const VmState>> Vm::Freeze(ParkPlace place, Deadline deadline,
+                                                  FreezeTimes& times) {
+  const uint64_t begin = MonotonicNs();
+  TRY(BeginFreeze(place));
+  uint64_t parked = 0;
+  auto frozen = FreezeParked(deadline, parked);
+  {
+    std::lock_guard lock(park_mutex_);
+    freezer_.reset();
+  }
+  if (parked != 0) ResumeDevices();
+  TRY(RemoveHold(Hold::kFreezing));
+  // Whatever was sent meanwhile.
+  if (yield_due_.load()) YieldProgram();
+  times.park = (parked == 0 ? MonotonicNs() : parked) - begin;
+  times.stopped = parked == 0 ? 0 : MonotonicNs() - parked;
+  return frozen;
+}
+
+Status Vm::BeginFreeze(ParkPlace place) {
+  std::lock_guard lock(park_mutex_);
+  if (ended_.load()) return Error{ErrorCode::kExited, 0, {}, "the VM has stopped running"};
+  if (freezer_) return Error{ErrorCode::kInternal, 0, {}, "the VM is being frozen already"};
+  freezer_.emplace(Freezer{place});
+  if (place == ParkPlace::kAgent) return Ok();
+  if (program_ == Program::kWaiting) doorbell_line_.Raise();
+  if (program_ == Program::kParked) {
+    AddHold(Hold::kFreezing);
+    AddHold(Hold::kStanding);
+    freezer_->parked = true;
+  }
+  // Its time starts, should it be a fork that nobody has entered yet.
+  return EnterLocked();
+}
+
+Result<std::shared_ptr<const VmState>> Vm::FreezeParked(Deadline deadline, uint64_t& parked) {
+  auto state = std::make_shared<VmState>();
+  for (int parks = 1;; ++parks) {
+    {
+      std::unique_lock lock(park_mutex_);
+      TRY(WaitParked(lock, deadline));
+      state->place = freezer_->place;
+      state->parked_vcpu = parked_vcpu_;
+    }
+    parked = MonotonicNs();
+    if (!WaitHeld(DeadlineIn(kHoldTime))) {
+      return Error{ErrorCode::kParkTimeout, 0, {}, "a vCPU of the guest does not stand still"};
+    }
+    CHECK(memory_.WriteObject(kMailboxFlags, uint32_t{0}));
+    state->devices = QuiesceDevices();
+    ASSIGN_OR_RETURN(CpuState cpu, SaveCpu(vcpus_[state->parked_vcpu]->fd(), *host_));
+    const bool quiet = !HasPendingInterrupt(cpu) &&
+                       state->devices.vsock_transport.interrupt_status == 0 &&
+                       state->devices.rng_transport.interrupt_status == 0;
+    if (quiet || parks == kMaxParks) break;
+    ResumeDevices();
+    TRY(ParkAgain(state->place));
+  }
+  state->memory_bytes = memory_.bytes();
+  state->cpuid = cpuid_;
+  state->emulated_supervisor = host_->emulated_supervisor;
+  state->cpuid_unmasked = host_->cpuid_unmasked;
+  state->control_connection = control_connection_.load();
+  for (const auto& vcpu : vcpus_) {
+    ASSIGN_OR_RETURN(CpuState cpu, SaveCpu(vcpu->fd(), *host_));
+    state->cpus.push_back(std::move(cpu));
+    TRY(vcpu->fd().NotifyStopped());
+  }
+  ASSIGN_OR_RETURN(state->irqchip, SaveIrqchip(fd_));
+  ASSIGN_OR_RETURN(state->memory, memory_.Freeze());
+  return std::shared_ptr<const VmState>(std::move(state));
+}
+
+Status Vm::WaitParked(std::unique_lock<std::mutex>& lock, Deadline deadline) {
+  const bool settled = parked_.wait_until(lock, deadline, [this] {
+    return freezer_->parked || freezer_->cancelled || ended_.load();
+  });
+  if (ended_.load()) return Error{ErrorCode::kExited, 0, {}, "the VM has stopped running"};
+  if (freezer_->cancelled) return Error{ErrorCode::kCancelled, 0, {}, {}};
+  if (settled) return Ok();
+  return Error{ErrorCode::kParkTimeout, 0, {},
+               freezer_->place == ParkPlace::kAgent
+                   ? "the guest agent did not park in time; the VM goes on"
+                   : "no program of the guest parked in time; the VM goes on"};
+}
+
+Status Vm::ParkAgain(ParkPlace place) {
+  {
+    std::lock_guard lock(park_mutex_);
+    freezer_->parked = false;
+    if (place == ParkPlace::kAgent) {
+      CHECK(memory_.WriteObject(kMailboxFlags, uint32_t{Mailbox::kParkAgain}));
+    } else {
+      program_ = Program::kRunning;
+      Command(ExchangeCommand::kIdle);
+    }
+  }
+  TRY(RemoveHold(Hold::kStanding));
+  return RemoveHold(Hold::kFreezing);
+}
+
+void Vm::CancelFreeze() {
+  std::lock_guard lock(park_mutex_);
+  if (!freezer_) return;
+  freezer_->cancelled = true;
+  parked_.notify_all();
+}
+
+DevicesState Vm::QuiesceDevices() {
+  DevicesState state;
+  loop_->PostAndWait([&] {
+    // What the guest has given to the devices is done before they are saved.
+    for (VirtioMmio* transport : {vsock_transport_.get(), rng_transport_.get()}) {
+      for (int turn = 0; turn < kMaxFinalTurns; ++turn) {
+        bool more = false;
+        for (uint16_t queue = 0; queue < transport->queue_count(); ++queue) {
+          more |= transport->HandleNotify(queue) == Turn::kMoreWork;
+        }
+        if (!more) break;
+      }
+      transport->Quiesce();
+    }
+    state = {serial_->Save(), vsock_transport_->Save(), rng_transport_->Save(), vsock_->Save()};
+  });
+  return state;
+}
+
+void Vm::ResumeDevices() {
+  loop_->PostAndWait([this] {
+    vsock_transport_->Unquiesce();
+    rng_transport_->Unquiesce();
+  });
+}
+
+Status Vm::Restore(std::shared_ptr<const VmState> state) {
+  if (state->memory_bytes != memory_.bytes() || state->cpus.size() != vcpus_.size()) {
+    return Error{ErrorCode::kInternal, 0, {}, "a snapshot of another size"};
+  }
+  TRY(memory_.Map(state->memory));
+  return RestoreMachine(std::move(state));
+}
+
+Status Vm::RestoreMachine(std::shared_ptr<const VmState> state) {
+  TRY(RestoreIrqchip(fd_, state->irqchip));
+  for (size_t id = 0; id < vcpus_.size(); ++id) {
+    TRY(RestoreCpu(vcpus_[id]->fd(), state->cpus[id]));
+  }
+  TRY(RestoreDevices(*state));
+  {
+    std::lock_guard lock(run_mutex_);
+    holds_ = static_cast<uint32_t>(Hold::kNotEntered);
+    reseeding_ = false;
+  }
+  std::lock_guard lock(park_mutex_);
+  parked_vcpu_ = state->parked_vcpu;
+  program_ = state->place == ParkPlace::kProgram ? Program::kParked : Program::kRunning;
+  answer_due_ = false;
+  yield_due_ = false;
+  identity_ = {};
+  origin_ = std::move(state);
+  return Ok();
+}
+
+Status Vm::RestoreDevices(const VmState& state) {
+  TRY(serial_->Restore(state.devices.serial));
+  TRY(vsock_transport_->Restore(state.devices.vsock_transport));
+  TRY(rng_transport_->Restore(state.devices.rng_transport));
+  TRY(vsock_->Restore(state.devices.vsock));
+  // Nobody here holds the other ends, nor what was delivered to them.
+  vsock_->ResetOthers(ConnectionId{state.control_connection});
+  vsock_->ForgetDelivered();
+  control_dialled_.store(true);
+  control_connection_.store(state.control_connection);
+  return Ok();
+}
+
+Status Vm::Reset(std::shared_ptr<const VmState> state) {
+  if (ended_.load()) return Error{ErrorCode::kExited, 0, {}, "the VM has stopped running"};
+  if (state->memory_bytes != memory_.bytes() || state->cpus.size() != vcpus_.size()) {
+    return Error{ErrorCode::kNoSnapshot, 0, {},
+                 "a VM can be reset to a snapshot with as much memory and as many vCPUs only"};
+  }
+  AddHold(Hold::kRestoring);
+  {
+    std::lock_guard lock(park_mutex_);
+    FailCall(ErrorCode::kReset, "the VM was reset");
+  }
+  if (!WaitHeld(DeadlineIn(kHoldTime))) {
+    return Error{ErrorCode::kParkTimeout, 0, {}, "a vCPU of the guest does not stand still"};
+  }
+  if (devices_connected_) static_cast<void>(QuiesceDevices());
+  if (state->memory == memory_.image()) {
+    TRY(memory_.RollBack());
+  } else {
+    loop_->PostAndWait([this] {
+      if (memory_.guard() != nullptr) loop_->Remove(memory_.guard()->failure());
+    });
+    TRY(memory_.Map(state->memory));
+    if (devices_connected_) TRY(WatchMemory());
+  }
+  Status restored = Ok();
+  loop_->PostAndWait([&] { restored = RestoreMachine(std::move(state)); });
+  if (!restored.ok()) return restored;
+  if (devices_connected_) ResumeDevices();
+  return Ok();
+}
+
+std::shared_ptr<const VmState> Vm::origin() const {
+  std::lock_guard lock(park_mutex_);
+  return origin_;
+}
+
+}  // namespace forklet

@@ -1,0 +1,147 @@
+// The half of Vm that starts, stops and paces its vCPUs.
+#include <sys/random.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "arch/x86_64/cpu_state.h"
+#include "arch/x86_64/layout.h"
+#include "vm/vm.h"
+
+namespace forklet {
+
+namespace {
+// Fails only where the kernel has no getrandom, which no supported one lacks.
+void FillRandom(void* data, size_t bytes) {
+  CHECK(::getrandom(data, bytes, 0) == static_cast<ssize_t>(bytes));
+}
+}  // namespace
+
+void Vm::AddHold(Hold hold) {
+  std::lock_guard lock(run_mutex_);
+  const bool running = holds_ == 0;
+  holds_ |= static_cast<uint32_t>(hold);
+  if (!running) return;
+  for (const auto& vcpu : vcpus_) vcpu->RequestHold();
+}
+
+Status Vm::RemoveHold(Hold hold) {
+  std::lock_guard lock(run_mutex_);
+  if ((holds_ & static_cast<uint32_t>(hold)) == 0) return Ok();
+  holds_ &= ~static_cast<uint32_t>(hold);
+  return holds_ == 0 ? ReleaseVcpus() : Ok();
+}
+
+Status Vm::ReleaseVcpus() {
+  for (uint32_t id = 0; id < vcpus_.size(); ++id) {
+    if (reseeding_ && id != first_vcpu_) continue;
+    TRY(vcpus_[id]->Release());
+  }
+  return Ok();
+}
+
+bool Vm::WaitHeld(Deadline deadline) {
+  return std::all_of(vcpus_.begin(), vcpus_.end(),
+                     [&](const auto& vcpu) { return vcpu->WaitHeld(deadline); });
+}
+
+uint32_t Vm::CurrentVcpu() const {
+  for (uint32_t id = 0; id < vcpus_.size(); ++id) {
+    if (vcpus_[id]->IsCurrent()) return id;
+  }
+  return 0;
+}
+
+void Vm::RequestStop() {
+  for (const auto& vcpu : vcpus_) vcpu->RequestStop();
+}
+
+Status Vm::Enter() {
+  std::lock_guard lock(park_mutex_);
+  return EnterLocked();
+}
+
+Status Vm::EnterLocked() {
+  {
+    std::lock_guard lock(run_mutex_);
+    if ((holds_ & static_cast<uint32_t>(Hold::kNotEntered)) == 0) return Ok();
+  }
+  TRY(ConnectDevices());
+  if (origin_ != nullptr) {
+    TRY(StartTime(*origin_));
+    // What the restored devices have to tell the guest.
+    vsock_transport_->Kick();
+  }
+  return RemoveHold(Hold::kNotEntered);
+}
+
+// Ordering requirement: the VM's clock, then each TSC, then what is computed from
+// them. The mailbox comes last, so that its time is the freshest.
+Status Vm::StartTime(const VmState& state) {
+  TRY(fd_.SetClock(state.irqchip.clock_ns));
+  uint64_t tsc = 0;
+  for (uint32_t id = 0; id < vcpus_.size(); ++id) {
+    ASSIGN_OR_RETURN(const uint64_t now, StartCpuTime(vcpus_[id]->fd(), state.cpus[id], *host_));
+    if (id == state.parked_vcpu) tsc = now;
+    TRY(vcpus_[id]->fd().NotifyStopped());
+  }
+  uint64_t generation = 0;
+  while (generation == 0) FillRandom(&generation, sizeof generation);
+  identity_ = NewIdentity(generation, tsc);
+
+  Mailbox mailbox;
+  mailbox.generation = identity_.generation;
+  std::memcpy(mailbox.entropy, identity_.entropy, sizeof mailbox.entropy);
+  mailbox.realtime_ns = identity_.realtime_ns;
+  mailbox.tsc = identity_.tsc;
+  mailbox.tsc_khz = identity_.tsc_khz;
+  const size_t bytes = std::min(hostname_.size(), sizeof mailbox.hostname);
+  mailbox.hostname_bytes = static_cast<uint32_t>(bytes);
+  std::memcpy(mailbox.hostname, hostname_.data(), bytes);
+  FillRandom(mailbox.id, sizeof mailbox.id);
+  CHECK(memory_.WriteObject(layout::kMailbox, mailbox));
+  std::lock_guard lock(run_mutex_);
+  first_vcpu_ = state.parked_vcpu;
+  // Where the agent is the first to run, nobody else uses randomness before it
+  // has reseeded the pool.
+  reseeding_ = state.place == ParkPlace::kAgent && vcpus_.size() > 1;
+  return Ok();
+}
+
+GuestIdentity Vm::NewIdentity(uint64_t generation, uint64_t tsc) const {
+  GuestIdentity identity;
+  identity.generation = generation;
+  FillRandom(identity.entropy, sizeof identity.entropy);
+  identity.realtime_ns = RealtimeNs();
+  identity.tsc = tsc;
+  identity.tsc_khz = host_->tsc_khz;
+  return identity;
+}
+
+void Vm::OnReseeded(uint32_t generation) {
+  Status released = Ok();
+  {
+    std::lock_guard park_lock(park_mutex_);
+    if (static_cast<uint32_t>(identity_.generation) != generation) return;
+    std::lock_guard run_lock(run_mutex_);
+    if (!reseeding_) return;
+    reseeding_ = false;
+    // With a hold, they start when it goes, like the first one.
+    if (holds_ == 0) released = ReleaseVcpus();
+  }
+  if (!released.ok()) End(ExitReason::kHostError, released.error().Message());
+}
+
+bool Vm::Pause(Deadline deadline) {
+  AddHold(Hold::kPaused);
+  if (WaitHeld(deadline)) return true;
+  static_cast<void>(RemoveHold(Hold::kPaused));
+  return false;
+}
+
+Status Vm::Resume() {
+  for (const auto& vcpu : vcpus_) TRY(vcpu->fd().NotifyStopped());
+  return RemoveHold(Hold::kPaused);
+}
+
+}  // namespace forklet
