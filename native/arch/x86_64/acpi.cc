@@ -1,5 +1,6 @@
 #include "arch/x86_64/acpi.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
@@ -108,9 +109,9 @@ std::vector<uint8_t> Table(const char* signature, uint8_t revision,
   header.oem_revision = 1;
   std::memcpy(header.creator, "FRKL", sizeof header.creator);
   header.creator_revision = 1;
-  std::vector<uint8_t> table;
-  Append(table, header);
-  table.insert(table.end(), body.begin(), body.end());
+  std::vector<uint8_t> table(sizeof header + body.size());
+  std::memcpy(table.data(), &header, sizeof header);
+  std::copy(body.begin(), body.end(), table.begin() + sizeof header);
   table[offsetof(TableHeader, checksum)] = Checksum(table.data(), table.size());
   return table;
 }

@@ -1,5 +1,7 @@
 #include "arch/x86_64/aml.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 
 namespace forklet::aml {
@@ -89,9 +91,9 @@ Code Integer(uint64_t value) {
 }
 
 Code String(std::string_view text) {
-  Code code = {kStringPrefix};
-  code.insert(code.end(), text.begin(), text.end());
-  code.push_back(0);
+  Code code(1 + text.size() + 1);
+  code.front() = kStringPrefix;
+  std::copy(text.begin(), text.end(), code.begin() + 1);
   return code;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace forklet {
@@ -17,9 +18,10 @@ inline uint8_t Checksum(const void* data, size_t size) {
 
 // Appends a packed structure or an integer as it lies in memory.
 template <class T>
-void Append(std::vector<uint8_t>& table, const T& value) {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(&value);
-  table.insert(table.end(), bytes, bytes + sizeof value);
+void Append(std::vector<uint8_t>& bytes, const T& value) {
+  const size_t at = bytes.size();
+  bytes.resize(at + sizeof value);
+  std::memcpy(bytes.data() + at, &value, sizeof value);
 }
 
 }  // namespace forklet
