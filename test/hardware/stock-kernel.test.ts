@@ -81,6 +81,17 @@ describe.runIf(hasHardwareKvm)('Debian’s own kernel', () => {
       expect(stdout).toMatch(/^0x[0-9A-F]{8}\n0x00000000\n$/);
     });
 
+    test('is forked, and its fork powers off alone', async () => {
+      await shared.vm.fs.writeFile('/tmp/before', 'the parent’s');
+      const fork = await shared.vm.fork();
+      await fork.ready;
+
+      expect(await fork.fs.readFile('/tmp/before', 'utf8')).toBe('the parent’s');
+      expect((await last(fork, ['poweroff', '-f'])).reason).toBe('power-off');
+      expect((await shared.vm.exec(['true'])).ok).toBe(true);
+      await fork.close();
+    });
+
     test('powers off by ACPI', async () => {
       const exit = await last(shared.vm, ['poweroff', '-f']);
 
