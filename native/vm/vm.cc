@@ -1,5 +1,6 @@
 #include "vm/vm.h"
 
+#include "arch/x86_64/acpi.h"
 #include "arch/x86_64/boot.h"
 #include "arch/x86_64/command_line.h"
 #include "arch/x86_64/cpuid.h"
@@ -19,6 +20,9 @@ constexpr uint32_t kVirtioDevices = 2;
 // Turns of the device thread that what a guest said last may take. A queue holds
 // fewer chains than that, so that only a guest which goes on talking loses some.
 constexpr int kMaxFinalTurns = 8;
+
+constexpr char kMemoryFailed[] =
+    "the file behind the VM's memory was truncated or cannot be read";
 
 GuestAddress VirtioWindow(uint32_t index) {
   return layout::kVirtioMmio + index * layout::kPageSize;
@@ -92,6 +96,7 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
                    ComposeCommandLine(*host, kVirtioDevices, config.kernel_args));
   WriteBootParameters(vm->memory_, command_line, initramfs, kernel.setup_header);
   WriteMpTable(vm->memory_, config.vcpus, kVirtioDevices);
+  WriteAcpiTables(vm->memory_, config.vcpus, kVirtioDevices);
   CHECK(vm->memory_.WriteObject(layout::kMailbox, Mailbox()));
   CHECK(vm->memory_.WriteObject(layout::kExchange, Exchange()));
   times.kernel_loaded = MonotonicNs() - epoch_ns;
@@ -101,6 +106,7 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
   for (const auto& vcpu : vm->vcpus_) {
     TRY(SetBootMsrs(vcpu->fd()));
     TRY(SetBootLapic(vcpu->fd()));
+    if (host->xsetbv_unseen) TRY(SetBootXcr0(vcpu->fd(), SupportedXcr0(host->cpuid)));
   }
   TRY(SetBootRegisters(vm->vcpus_.front()->fd(), kernel.entry));
   return vm;
@@ -132,6 +138,7 @@ Status Vm::CreateDevices() {
   });
   TRY(doorbell_line_.Connect(fd_, layout::kDoorbellGsi));
   doorbell_ = std::make_unique<Doorbell>(static_cast<DoorbellHost&>(*this));
+  acpi_power_ = std::make_unique<AcpiPower>([this](PowerEvent event) { OnPower(event); });
   vsock_ = std::make_unique<VsockDevice>(VsockConfig{}, static_cast<VsockHost&>(*this));
   rng_ = std::make_unique<RngDevice>();
   TRY(AddVirtio(*vsock_, kVsockIndex, vsock_line_, vsock_transport_));
@@ -142,7 +149,8 @@ Status Vm::CreateDevices() {
       Bus::Create({{layout::kDoorbell.value, layout::kPageSize, doorbell_.get()},
                    {VirtioWindow(kVsockIndex).value, VirtioMmio::kBytes, vsock_transport_.get()},
                    {VirtioWindow(kRngIndex).value, VirtioMmio::kBytes, rng_transport_.get()}}));
-  ASSIGN_OR_RETURN(ports_, Bus::Create({{layout::kSerialPort, Serial::kPorts, serial_.get()}}));
+  ASSIGN_OR_RETURN(ports_, Bus::Create({{layout::kSerialPort, Serial::kPorts, serial_.get()},
+                                        {layout::kPowerPort, kAcpiPowerPorts, acpi_power_.get()}}));
   return Ok();
 }
 
@@ -186,7 +194,7 @@ Status Vm::WatchMemory() {
   const FaultGuard* guard = memory_.guard();
   if (guard == nullptr) return Ok();
   return loop_->Add(guard->failure(), [this] {
-    End(ExitReason::kIoError, "the file behind the VM's memory was truncated or cannot be read");
+    End(ExitReason::kIoError, kMemoryFailed);
   });
 }
 
@@ -215,6 +223,11 @@ void Vm::Shutdown() {
 void Vm::End(ExitReason reason, std::string detail) {
   if (ended_.exchange(true)) return;
   RequestStop();
+  if (memory_.guard() != nullptr && memory_.guard()->failed()) {
+    // Whatever the guest did with zeros for its memory is not its fault.
+    reason = ExitReason::kIoError;
+    detail = kMemoryFailed;
+  }
   {
     std::lock_guard lock(park_mutex_);
     FailCall(ErrorCode::kExited, "the VM has stopped running");
@@ -243,6 +256,15 @@ void Vm::OnDoorbellEvent(DoorbellEvent event) {
   }
 }
 
+void Vm::OnPower(PowerEvent event) {
+  switch (event) {
+    case PowerEvent::kPowerOff:
+      return End(ExitReason::kPowerOff, "the guest powered off");
+    case PowerEvent::kRestart:
+      return End(ExitReason::kRestart, "the guest asked for a restart");
+  }
+}
+
 void Vm::OnVcpuExit(ExitReason reason, std::string detail) { End(reason, std::move(detail)); }
 
 bool Vm::OnConnect(uint32_t host_port) {
@@ -255,6 +277,9 @@ void Vm::OnOpened(ConnectionId id, uint32_t port) {
 }
 
 void Vm::OnData(ConnectionId id, std::vector<uint8_t> data) {
+  // Read from memory that may have failed just before: then this is not what the
+  // guest wrote.
+  if (memory_.guard() != nullptr && memory_.guard()->failed()) return;
   vsock_bytes_from_guest_.fetch_add(data.size(), std::memory_order_relaxed);
   sink_->Deliver(ConnectionData{id_, static_cast<uint64_t>(id), std::move(data)});
 }

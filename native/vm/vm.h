@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/event_loop.h"
 #include "base/result.h"
+#include "devices/acpi_power.h"
 #include "devices/bus.h"
 #include "devices/doorbell.h"
 #include "devices/serial.h"
@@ -84,14 +85,12 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   // that is not entered. Everything pending is dropped. Not on a thread of this
   // VM. After a failure the VM can only be closed.
   Status Reset(std::shared_ptr<const VmState> state);
-  // What Restore or Reset was given last; null for a VM that was booted.
-  std::shared_ptr<const VmState> origin() const;
 
   // Hands input to the program at its park. Done with its answer, or Failed,
   // follows for `request`. One at a time.
   void CallProgram(RequestId request, Bytes input, uint64_t max_bytes);
   void CancelCall(RequestId request);
-  // Lets the guest run on though its program stands parked.
+  // Lets the guest run on though its program stands parked, now or next.
   void YieldProgram();
 
   // Makes the vCPUs leave the guest; does not wait.
@@ -111,7 +110,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
     kNotEntered = 1,   // Boot or restore is done; nobody has asked for more
     kPaused = 2,       // Pause()
     kFreezing = 4,     // Parked, and being frozen
-    kStanding = 8,     // The guest's program stands parked, and nothing else is to do
+    kStanding = 8,     // A program has answered and stands parked; nothing else is to do
     kRestoring = 16,   // Reset() is at work
   };
 
@@ -131,6 +130,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   // Whoever waits for the guest to park.
   struct Freezer {
     ParkPlace place;
+    bool stood = false;  // It stood there before
     bool parked = false;
     bool cancelled = false;
   };
@@ -187,6 +187,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
 
   // Ends the VM: the first reason counts.
   void End(ExitReason reason, std::string detail);
+  void OnPower(PowerEvent event);
 
   void OnDoorbellEvent(DoorbellEvent event) override;
   void OnPark(ParkPlace place) override;
@@ -217,6 +218,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   IrqfdLine rng_line_;
   IrqfdLine doorbell_line_;
   std::unique_ptr<Doorbell> doorbell_;
+  std::unique_ptr<AcpiPower> acpi_power_;
   std::unique_ptr<Serial> serial_;
   std::unique_ptr<VsockDevice> vsock_;
   std::unique_ptr<RngDevice> rng_;
@@ -255,7 +257,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   uint64_t sequence_ = 0;    // Of the last request that a program was given
   bool answer_due_ = false;  // It has not answered that one yet
   GuestIdentity identity_;
-  std::shared_ptr<const VmState> origin_;
+  std::shared_ptr<const VmState> origin_;  // Restored last; null for a VM that was booted
 };
 
 }  // namespace forklet

@@ -162,6 +162,7 @@ void WriteBootParameters(const GuestMemory& memory, const std::string& command_l
     const MemoryRegion& region = memory.regions()[i];
     AddE820(params, region.start.value, region.start.value + region.size, kE820Ram);
   }
+  params.acpi_rsdp_addr = layout::kRsdp.value;
   Put(memory, layout::kZeroPage, params);
 
   WritePageTables(memory);
@@ -223,6 +224,14 @@ Status SetBootLapic(const VcpuFd& vcpu) {
   set_mode(kLvtLint0, kDeliverExtInt);
   set_mode(kLvtLint1, kDeliverNmi);
   return vcpu.SetLapic(lapic);
+}
+
+Status SetBootXcr0(const VcpuFd& vcpu, uint64_t components) {
+  kvm_xcrs xcrs = {};
+  xcrs.nr_xcrs = 1;
+  xcrs.xcrs[0].xcr = 0;
+  xcrs.xcrs[0].value = components;
+  return vcpu.SetXcrs(xcrs);
 }
 
 }  // namespace forklet
