@@ -164,6 +164,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   Status BeginFreeze(ParkPlace place);
   // Sets `parked` to the moment when the guest stood still, once it has.
   Result<std::shared_ptr<const VmState>> FreezeParked(Deadline deadline, uint64_t& parked);
+  Result<bool> OthersOutsideKernel(uint32_t parked);
   Status WaitParked(std::unique_lock<std::mutex>& lock, Deadline deadline);
   // Lets the guest take an interrupt that is pending, and come back.
   Status ParkAgain(ParkPlace place);

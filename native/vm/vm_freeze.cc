@@ -1,6 +1,7 @@
 // The half of Vm that stops a guest at its park and takes its state, or gives it
 // one.
 #include <algorithm>
+#include <thread>
 
 #include "arch/x86_64/cpu_state.h"
 #include "arch/x86_64/layout.h"
@@ -17,6 +18,8 @@ constexpr std::chrono::seconds kHoldTime{5};
 // Times that a guest is sent to park anew because an interrupt came in between.
 // A guest that is never quiet is frozen with its interrupt after that.
 constexpr int kMaxParks = 64;
+
+constexpr std::chrono::microseconds kPauseBetweenParks{200};
 
 // Turns of the device thread that the work of a guest which stands still takes;
 // its queues hold no more.
@@ -88,9 +91,12 @@ Result<std::shared_ptr<const VmState>> Vm::FreezeParked(Deadline deadline, uint6
     const bool quiet = !HasPendingInterrupt(cpu) &&
                        state->devices.vsock_transport.interrupt_status == 0 &&
                        state->devices.rng_transport.interrupt_status == 0;
-    if (quiet || parks == kMaxParks) break;
+    ASSIGN_OR_RETURN(const bool idle, OthersOutsideKernel(state->parked_vcpu));
+    if (idle && (quiet || parks >= kMaxParks)) break;
     ResumeDevices();
     TRY(ParkAgain(state->place));
+    // Time for the others to get out of what they are at.
+    if (!idle) std::this_thread::sleep_for(kPauseBetweenParks);
   }
   state->memory_bytes = memory_.bytes();
   state->cpuid = cpuid_;
@@ -105,6 +111,21 @@ Result<std::shared_ptr<const VmState>> Vm::FreezeParked(Deadline deadline, uint6
   ASSIGN_OR_RETURN(state->irqchip, SaveIrqchip(fd_));
   ASSIGN_OR_RETURN(state->memory, memory_.Freeze());
   return std::shared_ptr<const VmState>(std::move(state));
+}
+
+// A fork's first vCPU reseeds the random pool while the others stand still: one of
+// them that was stopped inside the guest's kernel may hold a lock that this takes.
+Result<bool> Vm::OthersOutsideKernel(uint32_t parked) {
+  constexpr uint8_t kUserPrivilege = 3;
+  for (uint32_t id = 0; id < vcpus_.size(); ++id) {
+    if (id == parked) continue;
+    ASSIGN_OR_RETURN(const kvm_mp_state mp_state, vcpus_[id]->fd().GetMpState());
+    if (mp_state.mp_state != KVM_MP_STATE_RUNNABLE) continue;  // Halted, or never started
+    ASSIGN_OR_RETURN(const kvm_sregs sregs, vcpus_[id]->fd().GetSregs());
+    // The privilege level is SS's.
+    if (sregs.ss.dpl != kUserPrivilege) return false;
+  }
+  return true;
 }
 
 Status Vm::WaitParked(std::unique_lock<std::mutex>& lock, Deadline deadline) {
