@@ -100,6 +100,7 @@ describe('a connection that takes over', () => {
   test('cancels a file that is being read, and reuses no number that is in use', async () => {
     await guest.exec(['mkfifo', guest.path('fifo')], { check: true });
     const writer = guest.exec(`exec 3<>${guest.path('fifo')}; echo ready; read x`);
+    writer.stdin.on('error', () => {});
     writer.catch(() => {});
     await once(writer.stdout, 'data');
     const reading = guest.fs.readFile(guest.path('fifo'));
