@@ -15,6 +15,8 @@ enum fk_doorbell {
   FK_DOORBELL_PARK_PROGRAM = 0x10, /* read: a program stands still; always 1 */
   FK_DOORBELL_RESEEDED = 0x18,     /* write: low half of the generation for which the
                                       kernel's random pool has been reseeded */
+  FK_DOORBELL_PROGRAM_GONE = 0x1c, /* write 1: nobody has the exchange mapped any more;
+                                      the kernel's */
 };
 
 /* Offsets in /dev/forklet, in pages. */

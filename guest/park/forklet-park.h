@@ -85,7 +85,9 @@ struct forklet {
 static inline int forklet_error_(void) { return errno > 0 ? -errno : -EIO; }
 
 /* Opens the device. Returns 0 or a negative errno: -ENOENT or -ENODEV where
-   there is none. */
+   there is none. It is for this process alone: a child made by fork(2) does not
+   have the exchange, and when this process unmaps it, or ends, the host takes
+   the request that it was at for failed. */
 static inline int forklet_open(struct forklet* forklet) {
   forklet->generation = 0;
   forklet->fd = open(FORKLET_DEVICE, O_RDWR | O_CLOEXEC);

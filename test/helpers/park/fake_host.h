@@ -1,6 +1,7 @@
 // A host for parked programs that run on this machine, as tests do: included before
 // guest/park/forklet-park.h. The device is a file of 17 pages; the program says on descriptor 4
-// that it stands still, and hears on descriptor 3 that it may go on. It exits when the host is gone.
+// that it stands still, and hears on descriptor 3 that it may go on. It exits when the host is
+// gone.
 #pragma once
 
 #include <stdint.h>
