@@ -132,7 +132,8 @@ export interface SnapshotRecipe {
 /** One handle's share in a frozen VM: what is left when the handle was collected. */
 class Lease {
   readonly core: SnapshotCore;
-  prewarmed = false;
+  /** How many forks are kept ready */
+  prewarmed = 0;
   #closing: Promise<void> | undefined;
 
   constructor(core: SnapshotCore) {
@@ -150,7 +151,7 @@ class Lease {
 
   async #close(): Promise<void> {
     // VMs that came from it keep the snapshot, but need nothing that is ready.
-    if (this.prewarmed) await this.core.prewarm(0);
+    if (this.prewarmed > 0) await this.core.prewarm(0);
     await this.core.release();
   }
 }
@@ -322,9 +323,10 @@ export class Snapshot implements AsyncDisposable {
     const core = this.#open();
     const observation = observe('prewarm', this.#subject, 'prewarm', () => ({ count }));
     await observed(observation, async () => {
-      if (checked > 0) await checkForkLimits(checked, core.info.vcpus);
+      const more = checked - this.#lease.prewarmed;
+      if (more > 0) await checkForkLimits(more, core.info.vcpus);
       this.#open();
-      this.#lease.prewarmed ||= checked > 0;
+      this.#lease.prewarmed = checked;
       await core.prewarm(checked);
       return { value: undefined };
     });

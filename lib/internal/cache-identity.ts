@@ -25,7 +25,9 @@ export async function snapshotIdentity(
   { key, at }: RecipeNames,
   options: CheckedVmOptions,
 ): Promise<string> {
-  const { memoryBytes, vcpus, kernelArgs, env, hostname } = options;
+  // Of files the contents count, and how long a boot may take does not.
+  const { env, kernel: _kernel, root: _root, modules: _modules, ...rest } = options;
+  const { bootTimeoutMs: _bootTimeoutMs, signal: _signal, ...machine } = rest;
   const { kernelPath, initramfs } = await prepareBoot(options);
   const root = createHash('sha256');
   for (const segment of initramfs) root.update(segment);
@@ -34,10 +36,7 @@ export async function snapshotIdentity(
     identity: IDENTITY_VERSION,
     key,
     at,
-    memoryBytes,
-    vcpus,
-    kernelArgs,
-    hostname,
+    machine,
     env: variables.sort(([a], [b]) => (String(a) < String(b) ? -1 : 1)),
     kernel: await hashFile(kernelPath),
     root: root.digest('hex'),

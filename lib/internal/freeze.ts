@@ -68,6 +68,7 @@ async function attempt(
   const { core, vm, agent } = session;
   // An agent that parks late, for an attempt that was given up, must not be taken for this one.
   await wait.race(agent.parkAnswered());
+  if (agent.failure !== undefined) throw agent.failure;
   const number = core.newSnapshot();
   let over = false;
   let errno = 0;

@@ -15,8 +15,11 @@ import {
   AgentConnection,
   type AgentConnectionOptions,
 } from '../../lib/internal/agent-connection.js';
-import { startCommand } from '../../lib/internal/exec-start.js';
+import type { AgentState } from '../../lib/internal/agent-state.js';
+import { attachCommand, startCommand } from '../../lib/internal/exec-start.js';
 import type { Guest } from '../../lib/internal/guest.js';
+import { ParkMode } from '../../lib/internal/protocol.js';
+import { decodeState, encodeState } from '../../lib/internal/session-state.js';
 import type { Environment } from '../../lib/internal/validate.js';
 
 const buildScript = fileURLToPath(new URL('../../guest/agent/build', import.meta.url));
@@ -45,17 +48,25 @@ export class CountingHold {
 /** What commands and files know of a VM, for tests. */
 export function testGuest(
   id: string,
-  agent: AgentConnection,
+  agent: AgentConnection | (() => AgentConnection),
   env: Environment,
   owner: object,
 ): Guest {
   let commands = 0;
-  return { id, parentId: null, agent, env, owner, nextCommandId: () => `${id}/${++commands}` };
+  return {
+    id,
+    parentId: null,
+    env,
+    owner,
+    get agent() {
+      return typeof agent === 'function' ? agent() : agent;
+    },
+    nextCommandId: () => `${id}/${++commands}`,
+  };
 }
 
 /** A "VM" whose guest is a process of the host. */
 export class AgentGuest {
-  readonly agent: AgentConnection;
   readonly hold = new CountingHold();
   readonly fs: GuestFs;
   /** Bytes of each send to the agent. */
@@ -64,6 +75,9 @@ export class AgentGuest {
   readonly directory: string;
   readonly #child: ChildProcess;
   readonly #guest: Guest;
+  readonly #socket: Duplex;
+  readonly #options: AgentConnectionOptions;
+  #agent: AgentConnection;
 
   private constructor(
     child: ChildProcess,
@@ -73,24 +87,56 @@ export class AgentGuest {
   ) {
     this.#child = child;
     this.directory = directory;
-    const socket = child.stdio[3] as Duplex;
-    this.agent = new AgentConnection(
+    this.#socket = child.stdio[3] as Duplex;
+    this.#options = options;
+    this.#agent = this.#connect();
+    this.#socket.on('data', (data: Buffer) => this.#agent.receive(data));
+    this.#socket.on('close', () => this.#agent.closed());
+    this.#socket.on('error', () => {});
+    this.#guest = testGuest('vm-test', () => this.#agent, env, this);
+    this.fs = new GuestFs(this.#guest);
+  }
+
+  get agent(): AgentConnection {
+    return this.#agent;
+  }
+
+  #connect(state?: AgentState): AgentConnection {
+    const agent: AgentConnection = new AgentConnection(
       {
         send: (data) => {
           this.sends.push(data.length);
-          socket.write(data, () => this.agent.sent(data.length));
+          this.#socket.write(data, () => agent.sent(data.length));
         },
         consume: () => {},
-        disconnect: () => socket.destroy(),
+        disconnect: () => this.#socket.destroy(),
       },
       this.hold,
-      options,
+      { ...this.#options, ...(state !== undefined && { state }) },
     );
-    socket.on('data', (data: Buffer) => this.agent.receive(data));
-    socket.on('close', () => this.agent.closed());
-    socket.on('error', () => {});
-    this.#guest = testGuest('vm-test', this.agent, env, this);
-    this.fs = new GuestFs(this.#guest);
+    return agent;
+  }
+
+  /**
+   * Goes on as a fork does, with another connection that knows what this one leaves behind, as it
+   * is saved. What was pending here fails with `reason`.
+   */
+  async takeOver(reason: Error): Promise<void> {
+    const before = this.#agent;
+    let state: AgentState | undefined;
+    const park = before.park(ParkMode.flush, () => false);
+    park.onReply = () => {
+      state = { ...before.exportState(), generation: '0' };
+      const vm = { env: {}, hostname: '', agent: state };
+      const saved = encodeState({ id: 'snap', parentId: null, label: null, vm });
+      this.#agent = this.#connect(decodeState(saved).vm.agent);
+    };
+    await park.reply;
+    before.fail(() => reason);
+  }
+
+  attach(id: string): ExecProcess<string> {
+    return attachCommand(this.#guest, id);
   }
 
   static async start(

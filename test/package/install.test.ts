@@ -17,6 +17,7 @@ if (!tarball) throw new Error('Run `npm run test:package`, which makes the packa
 
 const checkout = join(import.meta.dirname, '../..');
 const example = codeBlock('js', 'Vm.create()');
+const forkExample = codeBlock('js', 'Snapshot.ensure');
 const typescriptExample = codeBlock('ts', 'await using');
 
 let project: Project;
@@ -101,6 +102,18 @@ describe.runIf(hasKvm)('the installed package, without a compiler', () => {
     expect(stderr).toBe('');
     expect(stdout).toBe('apple\npear\n Linux\n 3\napple\npear\n\n');
     expect(code).toBe(0);
+  });
+
+  test("runs README's example of forks, with a cache of its own", async () => {
+    await writeFile(join(project.directory, 'forks.mjs'), forkExample);
+    const env = { FORKLET_CACHE: join(project.directory, 'cache') };
+
+    for (let run = 0; run < 2; run++) {
+      const { code, stdout, stderr } = await project.run(['node', 'forks.mjs'], { env });
+      expect(stderr).toBe('');
+      expect(stdout).toBe("[ '0 apple pear', '1 apple pear', '2 apple pear' ]\n");
+      expect(code).toBe(0);
+    }
   });
 
   test("runs README's TypeScript example, compiled against the package's types", async () => {
