@@ -41,6 +41,9 @@
 /* Most operations that the agent keeps at once; more are refused with EAGAIN. */
 #define FK_MAX_OPERATIONS 4096u
 
+/* What each hook may take before it is killed, in milliseconds. */
+#define FK_HOOK_TIMEOUT_MS 10000u
+
 struct fk_header {
   uint32_t payload_bytes;
   uint16_t type;   /* enum fk_type */
@@ -48,7 +51,8 @@ struct fk_header {
   uint32_t id;     /* operation; 0 where the type has none */
   uint32_t value;  /* per type, see below; otherwise 0 */
   uint64_t offset; /* FK_DATA, FK_END: stream offset of the payload's first
-                      byte. FK_WINDOW: the new absolute limit. Otherwise 0 */
+                      byte. FK_WINDOW: the new absolute limit. FK_RENEWED: the
+                      generation. Otherwise 0 */
 };
 _Static_assert(sizeof(struct fk_header) == 24, "wire format");
 
@@ -70,6 +74,11 @@ enum fk_type {
                        after the group is dead; a file operation stops with
                        ECANCELED. No reply of its own */
   FK_FILE = 6,      /* value = enum fk_file_op; records per op */
+  FK_PARK = 7,      /* value = enum fk_park. Behind FK_REPLY everything that the agent
+                       has to say leaves first, and no later frame is looked at before
+                       it has parked and come back */
+  FK_RENEW = 8,     /* look at the mailbox: make this machine unique if its generation
+                       is new. No id and no reply: FK_RENEWED answers */
 
   /* Both ways. */
   FK_DATA = 16,   /* stream bytes, at least one */
@@ -83,6 +92,10 @@ enum fk_type {
                       records: STAGE? EXIT_CODE? SIGNAL? STAT? ... per request */
   FK_FATAL = 35,   /* the host broke the protocol; payload = UTF-8 reason;
                       the agent closes the connection after it */
+  FK_RENEWED = 36, /* this machine is unique: offset = its generation; value = 0, or
+                      the errno of the first step that failed; records: STAGE? HOOK?
+                      EXIT_CODE? SIGNAL?. Unasked after a park that ended in another
+                      machine */
 };
 
 /*
@@ -110,11 +123,12 @@ enum fk_tag {
   FK_TAG_FLAGS = 9,        /* u32: enum fk_exec_flag or enum fk_file_flag */
   FK_TAG_PATH = 10,        /* absolute or relative to "/", no NUL inside */
   FK_TAG_MODE = 11,        /* u32: permission bits for creation, umask 022 applies */
-  FK_TAG_STAGE = 12,       /* u32: enum fk_exec_stage: where exec failed */
+  FK_TAG_STAGE = 12,       /* u32: enum fk_exec_stage or enum fk_renew_stage: what failed */
   FK_TAG_EXIT_CODE = 13,   /* u32 */
   FK_TAG_SIGNAL = 14,      /* u32: the signal that ended the process */
   FK_TAG_STAT = 15,        /* struct fk_stat */
   FK_TAG_RANGE = 16,       /* two u64: first offset, byte count (UINT64_MAX: to the end) */
+  FK_TAG_HOOK = 17,        /* file name of the hook that failed */
 };
 
 enum fk_exec_flag {
@@ -150,6 +164,24 @@ enum fk_file_flag {
   FK_FILE_FORCE = 1u << 2,     /* REMOVE: a missing path is not an error */
   FK_FILE_APPEND = 1u << 3,    /* WRITE: append instead of truncate */
   FK_FILE_EXCLUSIVE = 1u << 4, /* WRITE: fail with EEXIST when it exists */
+};
+
+enum fk_park {
+  FK_PARK_STAND = 0, /* stand still at the doorbell's PARK_AGENT */
+  FK_PARK_FLUSH = 1, /* only send everything: a program parks instead */
+};
+
+/* The steps that make a machine unique, in their order. */
+enum fk_renew_stage {
+  FK_RENEW_ENTROPY = 1,    /* the kernel's random pool. Without it no other step is
+                              made: the machine must not go on */
+  FK_RENEW_CLOCK = 2,      /* CLOCK_REALTIME */
+  FK_RENEW_HOSTNAME = 3,   /* where the host gave a name */
+  FK_RENEW_MACHINE_ID = 4, /* /etc/machine-id, where there is one */
+  FK_RENEW_GENERATION = 5, /* /run/forklet/generation */
+  FK_RENEW_HOOK = 6,       /* a program of /etc/forklet/fork.d: could not be started
+                              (its errno), took longer than FK_HOOK_TIMEOUT_MS
+                              (ETIMEDOUT), or failed (EIO; EXIT_CODE or SIGNAL) */
 };
 
 /* The fields of struct stat, fixed in size. Times in nanoseconds since 1970. */

@@ -10,9 +10,21 @@
 #include "connection.h"
 #include "protocol.h"
 
+// Each write to a pipe is an edge. Where nobody may read what is there, one of them says it all.
+static void mute(struct outlet* outlet) {
+  if (!outlet->muted) outlet->muted = loop_modify(outlet->fd, EPOLLET) == 0;
+}
+
+static void unmute(struct outlet* outlet) {
+  if (outlet->muted) outlet->muted = loop_modify(outlet->fd, EPOLLIN | EPOLLET) != 0;
+}
+
 static void outlet_ready(struct watch* watch, uint32_t events) {
   struct outlet* outlet = (struct outlet*)watch;  // `watch` is the first member.
-  if (events & EPOLLIN) outlet->readable = true;
+  if (events & EPOLLIN) {
+    if (outlet->readable && outlet->limit == outlet->sent && !outlet->ended) mute(outlet);
+    outlet->readable = true;
+  }
   if (events & (EPOLLHUP | EPOLLERR)) outlet->hangup = true;
   operation_schedule(outlet->owner);
 }
@@ -118,6 +130,7 @@ enum progress outlet_pump(struct outlet* outlet) {
 void outlet_window(struct outlet* outlet, uint64_t limit) {
   if (limit <= outlet->limit) return;
   outlet->limit = limit;
+  unmute(outlet);
   operation_schedule(outlet->owner);
 }
 
@@ -129,6 +142,7 @@ void outlet_end_with_present(struct outlet* outlet) {
 
 void outlet_discard(struct outlet* outlet) {
   if (outlet->fd < 0) return;
+  unmute(outlet);
   static uint8_t sink[FK_MAX_PAYLOAD];
   const ssize_t count = read(outlet->fd, sink, sizeof(sink));
   if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR)) {

@@ -17,6 +17,7 @@ struct outlet {
   bool pipe;          /* in the loop from the start; a short read means that it is empty */
   bool watched;       /* in the loop */
   bool readable;      /* may have bytes */
+  bool muted;         /* the loop does not tell of further bytes */
   bool hangup;        /* a pipe without writers: what is in it is all */
   bool ended;         /* FK_END is out */
   uint64_t sent;      /* offset of the next byte */

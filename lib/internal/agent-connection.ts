@@ -132,7 +132,9 @@ export class Operation {
   }
 
   /** @internal */
-  onMessage(message: Exclude<GuestMessage, { type: 'hello' | 'fatal' | 'reply' }>): void {
+  onMessage(
+    message: Exclude<GuestMessage, { type: 'hello' | 'fatal' | 'reply' | 'renewed' }>,
+  ): void {
     switch (message.type) {
       case 'started':
         if (this.#hasStarted) throw new ProtocolError(`operation ${this.id} started twice`);
@@ -383,6 +385,8 @@ export class AgentConnection {
       case 'reply':
         this.#onReply(message);
         return;
+      case 'renewed':
+        throw new ProtocolError('a renewal that nobody waits for');
       default: {
         const operation = this.#operations.get(message.id);
         if (operation !== undefined) operation.onMessage(message);

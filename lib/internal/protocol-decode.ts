@@ -6,11 +6,13 @@ import {
   MAX_PAYLOAD_BYTES,
   type OutputStream,
   RECORD_HEADER_BYTES,
+  RenewStage,
   Stream,
   Tag,
 } from './protocol-numbers.js';
 
 const STAT_BYTES = 96;
+const MAX_ERRNO = 4095;
 const DIRENT_HEADER_BYTES = 4;
 /** Longest name of a Linux directory entry, in bytes. */
 const MAX_NAME_BYTES = 255;
@@ -27,6 +29,8 @@ export interface Frame {
   id: number;
   value: number;
   offset: number;
+  /** Of a `renewed` frame; other frames have an offset there. */
+  generation: bigint;
   payload: Buffer;
 }
 
@@ -84,7 +88,10 @@ export class FrameDecoder {
 
   #finish(payload: Buffer): Frame {
     const header = this.#header;
-    const offset = header.readBigUInt64LE(16);
+    const type = header.readUInt16LE(4);
+    const wide = header.readBigUInt64LE(16);
+    const isGeneration = type === FrameType.renewed;
+    const offset = isGeneration ? 0n : wide;
     if (offset > BigInt(Number.MAX_SAFE_INTEGER)) {
       this.#failure = new ProtocolError(`offset ${offset} is out of range`);
       throw this.#failure;
@@ -93,11 +100,12 @@ export class FrameDecoder {
     this.#payload = null;
     this.#payloadBytes = 0;
     return {
-      type: header.readUInt16LE(4),
+      type,
       stream: header.readUInt16LE(6),
       id: header.readUInt32LE(8),
       value: header.readUInt32LE(12),
       offset: Number(offset),
+      generation: isGeneration ? wide : 0n,
       payload,
     };
   }
@@ -133,6 +141,21 @@ export interface ReplyMessage {
   stat: StatRecord | null;
 }
 
+/** The guest has been made unique, or could not be. */
+export interface RenewedMessage {
+  type: 'renewed';
+  generation: bigint;
+  /** 0, or the Linux errno of the first step that failed. */
+  errno: number;
+  /** What failed: one of {@link RenewStage}; null exactly when nothing did. */
+  stage: number | null;
+  /** File name of the hook that failed. */
+  hook: string | null;
+  /** How that hook ended, if it ran. */
+  exitCode: number | null;
+  signal: number | null;
+}
+
 export type GuestMessage =
   | { type: 'hello'; version: number; kernel: string; agent: string }
   | { type: 'started'; id: number; pid: number }
@@ -140,6 +163,7 @@ export type GuestMessage =
   | { type: 'end'; id: number; stream: OutputStream; offset: number }
   | { type: 'window'; id: number; limit: number }
   | ReplyMessage
+  | RenewedMessage
   | { type: 'fatal'; reason: string };
 
 /** Interprets a frame of the guest; throws {@link ProtocolError} unless all of it is in order. */
@@ -172,6 +196,9 @@ export function parseGuestMessage(frame: Frame): GuestMessage {
     case FrameType.reply:
       expectZero(frame, 'stream', 'offset');
       return parseReply(frame);
+    case FrameType.renewed:
+      expectZero(frame, 'stream', 'id', 'offset');
+      return parseRenewed(frame);
     case FrameType.fatal:
       expectZero(frame, 'stream', 'id', 'value', 'offset');
       return { type: 'fatal', reason: printable(payload) };
@@ -201,7 +228,7 @@ function parseReply(frame: Frame): ReplyMessage {
     signal: null,
     stat: null,
   };
-  if (reply.errno > 4095) throw new ProtocolError(`errno ${reply.errno} out of range`);
+  if (reply.errno > MAX_ERRNO) throw new ProtocolError(`errno ${reply.errno} out of range`);
   for (const { tag, bytes } of parseRecords(frame.payload)) {
     if (tag === Tag.stage) reply.stage = boundedUInt32(bytes, 'stage', 1, 3);
     else if (tag === Tag.exitCode) reply.exitCode = boundedUInt32(bytes, 'exit code', 0, 255);
@@ -210,6 +237,30 @@ function parseReply(frame: Frame): ReplyMessage {
     else throw new ProtocolError(`reply with record ${tag}`);
   }
   return reply;
+}
+
+function parseRenewed(frame: Frame): RenewedMessage {
+  const renewed: RenewedMessage = {
+    type: 'renewed',
+    generation: frame.generation,
+    errno: frame.value,
+    stage: null,
+    hook: null,
+    exitCode: null,
+    signal: null,
+  };
+  if (renewed.errno > MAX_ERRNO) throw new ProtocolError(`errno ${renewed.errno} out of range`);
+  for (const { tag, bytes } of parseRecords(frame.payload)) {
+    if (tag === Tag.stage) renewed.stage = boundedUInt32(bytes, 'stage', 1, RenewStage.hook);
+    else if (tag === Tag.hook) renewed.hook = printable(bytes);
+    else if (tag === Tag.exitCode) renewed.exitCode = boundedUInt32(bytes, 'exit code', 0, 255);
+    else if (tag === Tag.signal) renewed.signal = boundedUInt32(bytes, 'signal', 1, 64);
+    else throw new ProtocolError(`renewal with record ${tag}`);
+  }
+  if ((renewed.errno === 0) !== (renewed.stage === null)) {
+    throw new ProtocolError('renewal that both failed and did not');
+  }
+  return renewed;
 }
 
 function parseStat(bytes: Buffer): StatRecord {

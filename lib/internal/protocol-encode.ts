@@ -9,6 +9,7 @@ import {
   MAX_EXEC_PAYLOAD_BYTES,
   MAX_PAYLOAD_BYTES,
   type OutputStream,
+  type ParkMode,
   RECORD_HEADER_BYTES,
   Stream,
   Tag,
@@ -78,6 +79,16 @@ export function encodeConfigure(id: number, options: { hostname?: string }): Buf
 
 export function encodePing(id: number): Buffer {
   return encodeFrame({ type: FrameType.ping, id });
+}
+
+/** Asks the agent to send all that it has to say, and then to stand still, or only the former. */
+export function encodePark(id: number, mode: (typeof ParkMode)[keyof typeof ParkMode]): Buffer {
+  return encodeFrame({ type: FrameType.park, id, value: mode });
+}
+
+/** Asks the agent to make its machine unique if that is due; a `renewed` message answers. */
+export function encodeRenew(): Buffer {
+  return encodeFrame({ type: FrameType.renew });
 }
 
 export interface ExecRequest {

@@ -15,6 +15,8 @@ export const INPUT_WINDOW_BYTES = 65536;
 export const FILE_WINDOW_BYTES = 524288;
 /** Most operations that the agent keeps at once. */
 export const MAX_OPERATIONS = 4096;
+/** What each hook of a renewal may take, in milliseconds. */
+export const HOOK_TIMEOUT_MS = 10000;
 
 export const Stream = { input: 0, output: 1, error: 2 } as const;
 export type OutputStream = typeof Stream.output | typeof Stream.error;
@@ -26,6 +28,8 @@ export const FrameType = {
   signal: 4,
   cancel: 5,
   file: 6,
+  park: 7,
+  renew: 8,
   data: 16,
   end: 17,
   window: 18,
@@ -33,6 +37,7 @@ export const FrameType = {
   started: 33,
   reply: 34,
   fatal: 35,
+  renewed: 36,
 } as const;
 
 export const Tag = {
@@ -52,6 +57,7 @@ export const Tag = {
   signal: 14,
   stat: 15,
   range: 16,
+  hook: 17,
 } as const;
 
 export const ExecFlag = { stdin: 1, stdout: 2, stderr: 4, lazyStart: 8 } as const;
@@ -63,6 +69,15 @@ export const FileFlag = {
   force: 4,
   append: 8,
   exclusive: 16,
+} as const;
+export const ParkMode = { stand: 0, flush: 1 } as const;
+export const RenewStage = {
+  entropy: 1,
+  clock: 2,
+  hostname: 3,
+  machineId: 4,
+  generation: 5,
+  hook: 6,
 } as const;
 
 /** Bytes of a record before its contents. */

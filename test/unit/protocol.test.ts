@@ -10,11 +10,14 @@ const {
   encodeEnd,
   encodeExec,
   encodeFrame,
+  encodePark,
   encodeReadFile,
   encodeRecord,
+  encodeRenew,
   encodeWindow,
   FrameDecoder,
   FrameType,
+  ParkMode,
   parseGuestMessage,
   ProtocolError,
   Stream,
@@ -66,6 +69,8 @@ describe('numbers', () => {
     ['fk_exec_stage', 'FK_STAGE_', protocol.ExecStage],
     ['fk_file_op', 'FK_FILE_', protocol.FileOp],
     ['fk_file_flag', 'FK_FILE_', protocol.FileFlag],
+    ['fk_park', 'FK_PARK_', protocol.ParkMode],
+    ['fk_renew_stage', 'FK_RENEW_', protocol.RenewStage],
   ] as const)('enum %s is the same in the header', (name, prefix, values) => {
     expect(withPrefix(prefix, values)).toEqual(cEnum(name));
   });
@@ -78,6 +83,7 @@ describe('numbers', () => {
     ['FK_INPUT_WINDOW', protocol.INPUT_WINDOW_BYTES],
     ['FK_FILE_WINDOW', protocol.FILE_WINDOW_BYTES],
     ['FK_MAX_OPERATIONS', protocol.MAX_OPERATIONS],
+    ['FK_HOOK_TIMEOUT_MS', protocol.HOOK_TIMEOUT_MS],
   ])('%s is the same in the header', (name, value) => {
     expect(new RegExp(`#define ${name} (\\d+)u`).exec(HEADER)?.[1]).toBe(String(value));
   });
@@ -166,6 +172,38 @@ describe('parseGuestMessage()', () => {
     });
   });
 
+  test('reads a renewal, whose generation takes all 64 bits', () => {
+    const bytes = encodeFrame({ type: FrameType.renewed });
+    bytes.writeBigUInt64LE(0xfedc_ba98_7654_3210n, 16);
+
+    const [decoded] = new FrameDecoder().push(bytes);
+
+    expect(decoded && parseGuestMessage(decoded)).toEqual({
+      type: 'renewed',
+      generation: 0xfedc_ba98_7654_3210n,
+      errno: 0,
+      stage: null,
+      hook: null,
+      exitCode: null,
+      signal: null,
+    });
+  });
+
+  test('reads which hook of a renewal failed, and how', () => {
+    const payload = [
+      encodeRecord(Tag.stage, uint32(protocol.RenewStage.hook)),
+      encodeRecord(Tag.hook, '10-keys\n'),
+      encodeRecord(Tag.exitCode, uint32(3)),
+    ];
+
+    expect(parse({ type: FrameType.renewed, value: 5, payload })).toMatchObject({
+      errno: 5,
+      stage: protocol.RenewStage.hook,
+      hook: '10-keys\ufffd',
+      exitCode: 3,
+    });
+  });
+
   test('reads data as bytes at an offset of a stream', () => {
     const fields = { type: FrameType.data, id: 5, stream: Stream.error, offset: 2 ** 40 };
 
@@ -214,6 +252,16 @@ describe('parseGuestMessage()', () => {
       'a stat of another size',
       { type: FrameType.reply, payload: [encodeRecord(Tag.stat, Buffer.alloc(95))] },
     ],
+    ['a renewal of an operation', { type: FrameType.renewed, id: 1 }],
+    ['a renewal that failed nowhere', { type: FrameType.renewed, value: 5 }],
+    [
+      'a renewal that failed with success',
+      { type: FrameType.renewed, payload: [encodeRecord(Tag.stage, uint32(1))] },
+    ],
+    [
+      'a renewal of an unknown stage',
+      { type: FrameType.renewed, value: 5, payload: [encodeRecord(Tag.stage, uint32(7))] },
+    ],
     ['half a record', { type: FrameType.reply, payload: [Buffer.alloc(7)] }],
     [
       'a record beyond its frame',
@@ -240,7 +288,8 @@ describe('parseGuestMessage()', () => {
     let state = 12345;
     const random = (below: number) => {
       state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      return state % below;
+      // The low bits of such a generator are poor.
+      return Math.floor((state / 2 ** 32) * below);
     };
     const types = [...Object.values(FrameType), 0, 99];
     let parsed = 0;
@@ -324,6 +373,16 @@ describe('encoding', () => {
     expect(encodeWindow(0x01020304, Stream.output, 0x1122334455).toString('hex')).toBe(
       '00000000' + '1200' + '0100' + '04030201' + '00000000' + '5544332211000000',
     );
+  });
+
+  test('says how to park in the value', () => {
+    expect(encodePark(7, ParkMode.flush).toString('hex')).toBe(
+      '00000000' + '0700' + '0000' + '07000000' + '01000000' + '0000000000000000',
+    );
+  });
+
+  test('asks for renewal outside of operations', () => {
+    expect(encodeRenew().toString('hex')).toBe(`00000000${'0800'}${'00'.repeat(18)}`);
   });
 
   test('refuses a null byte in an argument, which would cut it short', () => {

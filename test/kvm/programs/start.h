@@ -13,7 +13,30 @@ static inline long call3(long number, long a, long b, long c) {
   return result;
 }
 
-enum { SYS_WRITE = 1, SYS_SCHED_YIELD = 24, SYS_SOCKET = 41, SYS_CONNECT = 42, SYS_EXIT = 231 };
+static inline long call6(long number, long a, long b, long c, long d, long e, long f) {
+  register long r10 __asm__("r10") = d;
+  register long r8 __asm__("r8") = e;
+  register long r9 __asm__("r9") = f;
+  long result;
+  __asm__ volatile("syscall"
+                   : "=a"(result)
+                   : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                   : "rcx", "r11", "memory");
+  return result;
+}
+
+enum {
+  SYS_READ = 0,
+  SYS_WRITE = 1,
+  SYS_OPEN = 2,
+  SYS_POLL = 7,
+  SYS_MMAP = 9,
+  SYS_SCHED_YIELD = 24,
+  SYS_SOCKET = 41,
+  SYS_CONNECT = 42,
+  SYS_SETRESUID = 117,
+  SYS_EXIT = 231,
+};
 
 static inline _Noreturn void finish(int code) {
   for (;;) call3(SYS_EXIT, code, 0, 0);
@@ -23,6 +46,24 @@ static inline void say(const char* text) {
   size_t size = 0;
   while (text[size] != '\0') size++;
   call3(SYS_WRITE, 1, (long)text, (long)size);
+}
+
+static inline int same(const char* a, const char* b) {
+  while (*a != '\0' && *a == *b) a++, b++;
+  return *a == *b;
+}
+
+static inline void say_number(long number) {
+  char digits[24];
+  char* at = digits + sizeof(digits) - 1;
+  *at = '\0';
+  const int negative = number < 0;
+  do {
+    *--at = (char)('0' + (negative ? -(number % 10) : number % 10));
+    number /= 10;
+  } while (number != 0);
+  if (negative) *--at = '-';
+  say(at);
 }
 
 static inline unsigned parse_number(const char* text) {
