@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { errorCode } from './errors.js';
 import { ARTIFACT_REMEDY, artifactPaths, kvmPath, unreadable } from './internal/artifacts.js';
 import { Core } from './internal/core.js';
+import { capacity, type ForkCapacity, readForkLimits } from './internal/fork-limits.js';
 import { type NativeProbe, unsupportedPlatform } from './native.js';
 import { DEFAULT_MEMORY_BYTES } from './options.js';
 import { MiB } from './units.js';
@@ -29,6 +30,11 @@ export interface DoctorReport {
   /** Names of what the library works around on this host. */
   readonly quirks: readonly string[];
   readonly checks: readonly DoctorCheck[];
+  /**
+   * How many more VMs with one vCPU fit into this process and host, guest memory left aside, and
+   * the limit that decides it, such as `'RLIMIT_NOFILE'`.
+   */
+  readonly maxForks: ForkCapacity;
 }
 
 /** Descriptors of one VM and of the library itself, generously. */
@@ -139,9 +145,11 @@ export async function doctor(): Promise<DoctorReport> {
   const platform = checkPlatform();
   const checks: DoctorCheck[] = [platform];
   let kvm: NativeProbe | undefined;
+  let maxForks: ForkCapacity = { count: 0, boundBy: platform.name };
   if (platform.ok) {
     const probed = await probe();
     kvm = probed.kvm;
+    maxForks = capacity(await readForkLimits(1));
     const { kernel, agent, root } = artifactPaths();
     checks.push(
       probed.addon,
@@ -161,5 +169,6 @@ export async function doctor(): Promise<DoctorReport> {
     backend: kvm?.backend ?? 'none',
     quirks: kvm?.quirks ?? [],
     checks,
+    maxForks,
   };
 }

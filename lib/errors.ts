@@ -20,7 +20,7 @@ export const VM_ERROR_CODES = [
   'ERR_VM_BAD_SNAPSHOT',
   /** The guest agent did not answer within `bootTimeoutMs`. */
   'ERR_VM_BOOT_TIMEOUT',
-  /** The VM was closed by its owner. */
+  /** The VM, or the snapshot, was closed by its owner. */
   'ERR_VM_CLOSED',
   /** The command could not be started; `errno` is the guest's. */
   'ERR_VM_EXEC',
@@ -52,11 +52,13 @@ export const VM_ERROR_CODES = [
   'ERR_VM_PARK_TIMEOUT',
   /** The VM is paused. */
   'ERR_VM_PAUSED',
+  /** A program that stands parked said that the call failed, ended, or answered too much. */
+  'ERR_VM_PROGRAM',
   /** The VM was reset to a snapshot while the operation was pending. */
   'ERR_VM_RESET',
   /** A system call of the host failed: see `syscall` and `errno`. */
   'ERR_VM_SYSTEM',
-  /** The command ran longer than `timeoutMs`. */
+  /** A command, a call or a fork took longer than its `timeoutMs`. */
   'ERR_VM_TIMEOUT',
 ] as const;
 

@@ -1,8 +1,6 @@
 import type { Readable, Writable } from 'node:stream';
 
-import type { CheckedExec } from './internal/exec-options.js';
-import { ExecRun } from './internal/exec-run.js';
-import type { Guest } from './internal/guest.js';
+import type { ExecRun } from './internal/exec-run.js';
 import { readLines } from './internal/lines.js';
 import { signalNumber } from './internal/signals.js';
 import type { Environment } from './internal/validate.js';
@@ -118,8 +116,7 @@ export class ExecProcess<T extends string | Buffer = string> extends Promise<Exe
   readonly #run: ExecRun<T>;
 
   /** @internal */
-  constructor(guest: Guest, exec: CheckedExec) {
-    const run = new ExecRun<T>(guest, exec, ExecProcess);
+  constructor(run: ExecRun<T>) {
     super((resolve, reject) => {
       run.result.promise.then(resolve, reject);
     });

@@ -33,6 +33,26 @@ export type {
   WriteFileOptions,
 } from './guest-fs.js';
 export type { DiagnosticsMessage } from './internal/diagnostics.js';
+export type { ForkCapacity } from './internal/fork-limits.js';
 export type { VmOptions } from './options.js';
+export type { ParkedCallOptions, ParkedProgram } from './parked.js';
+export {
+  type ForkOptions,
+  type LoadOptions,
+  type SaveOptions,
+  Snapshot,
+  type SnapshotOptions,
+  type SnapshotProgress,
+  type SnapshotRecipe,
+} from './snapshot.js';
 export { GiB, MiB } from './units.js';
-export { Vm, type VmEvents, type VmExit, type VmStats, type VmTimings } from './vm.js';
+export {
+  type BootTimings,
+  type ForkTimings,
+  type ProcessInfo,
+  Vm,
+  type VmEvents,
+  type VmExit,
+  type VmStats,
+  type VmTimings,
+} from './vm.js';

@@ -138,6 +138,48 @@ export interface NativeProbe {
   readonly checks: readonly NativeCheck[];
 }
 
+/** Where a VM stands still to be frozen. */
+export type NativeParkPlace =
+  /** The agent, after it was sent `FK_PARK`. */
+  | 'agent'
+  /** A guest program that called `forklet_park()`. */
+  | 'program';
+
+/** A frozen VM in memory. */
+export interface NativeSnapshotInfo {
+  readonly memoryBytes: number;
+  readonly vcpus: number;
+  /** The control connection in this VM and in every fork; 0 when there is none. */
+  readonly connection: number;
+  /** Guest pages that were copied to freeze the VM; 0 for one that was booted. */
+  readonly copiedPages: number;
+  /** Nanoseconds from the request until the VM stood parked. */
+  readonly parkNs: number;
+  /** Nanoseconds for which the VM then stood still. */
+  readonly stoppedNs: number;
+}
+
+/** A snapshot that was loaded from a directory. */
+export interface NativeLoadedSnapshot extends NativeSnapshotInfo {
+  /** Where it was frozen. */
+  readonly at: NativeParkPlace;
+  /** What `saveSnapshot` was given. */
+  readonly session: Uint8Array;
+}
+
+/** What a fork may take of what was made ahead of need. */
+export type NativePoolUse = 'use' | 'never' | 'require';
+
+/** Times of one fork, in nanoseconds since the request was posted. */
+export interface NativeForkTimes {
+  /** What it was made from: a restored VM that waited, an empty one, or nothing. */
+  readonly pool: 'fork' | 'shell' | 'none';
+  /** An empty VM exists: memslots, irqchip, vCPUs. */
+  readonly shell: number;
+  /** Memory is mapped, and CPU and device state is restored. */
+  readonly restored: number;
+}
+
 /** One per environment. Idle cores hold no thread and no descriptor. */
 export interface NativeCore {
   /** Builds a VM and enters it. `done` with {@link NativeBootTimes}; `failed` leaves nothing behind. */
@@ -152,6 +194,70 @@ export interface NativeCore {
   disconnect(vm: number, connection: number): void;
   /** `done` with {@link NativeVmStats}. */
   stats(request: number, vm: number): void;
+  /**
+   * Freezes a VM as soon as it stands parked at `at`, and lets it go on. `done` with
+   * {@link NativeSnapshotInfo}; `failed` with `ERR_VM_PARK_TIMEOUT` leaves the VM as it was. The
+   * caller has the agent park, and sends nothing to the guest meanwhile.
+   */
+  snapshotVm(
+    request: number,
+    vm: number,
+    snapshot: number,
+    at: NativeParkPlace,
+    timeoutMs: number,
+  ): void;
+  /** Gives up a pending `snapshotVm`, which then fails with `ERR_VM_CANCELLED`, unless it is done first. */
+  cancelSnapshot(vm: number): void;
+  /**
+   * Makes a VM from a snapshot, restored and not entered. Returns its times at once when a prewarmed
+   * fork was there; otherwise `undefined`, and `done` with {@link NativeForkTimes} or `failed` follows.
+   */
+  forkSnapshot(
+    request: number,
+    snapshot: number,
+    vm: number,
+    pool: NativePoolUse,
+    hostname: string,
+  ): NativeForkTimes | undefined;
+  /** Lets the vCPUs of a fork enter the guest; nothing when they have. */
+  enterVm(vm: number): void;
+  /** Keeps so many forks of a snapshot restored ahead of need; `done` once they are there. */
+  prewarmSnapshot(request: number, snapshot: number, count: number): void;
+  /** Releases a snapshot and what was prewarmed from it; its forks live on. */
+  closeSnapshot(request: number, snapshot: number): void;
+  /** Stops all vCPUs; `done` when they stand still. */
+  pauseVm(request: number, vm: number): void;
+  resumeVm(request: number, vm: number): void;
+  /** Puts a VM back to a snapshot of the same size, in place; restored and not entered, like a fork. */
+  resetVm(request: number, vm: number, snapshot: number): void;
+  /**
+   * Hands `input` to the program at its park; `done` with its answer (a Buffer) when it parks again.
+   * Waits for a program that is not parked yet. `failed`: `ERR_VM_PROGRAM` when it says that the
+   * request failed (the message is its own), when it ended, or when its answer has more than `maxBytes`.
+   */
+  callProgram(request: number, vm: number, input: Uint8Array, maxBytes: number): void;
+  /** Gives up a pending `callProgram`: it fails with `ERR_VM_CANCELLED`, and a late answer is dropped. */
+  cancelCall(request: number, vm: number): void;
+  /** Whether the rest of the guest must go on while a program stands parked, as it does for work of the agent. */
+  yieldProgram(vm: number): void;
+  /** Writes a snapshot to a directory. `failed` leaves what was there before. */
+  saveSnapshot(
+    request: number,
+    snapshot: number,
+    directory: string,
+    overwrite: boolean,
+    session: Uint8Array,
+  ): void;
+  /** `done` with {@link NativeLoadedSnapshot}. With `verify` every byte is checked first. */
+  loadSnapshot(
+    request: number,
+    snapshot: number,
+    kvmPath: string,
+    directory: string,
+    verify: boolean,
+  ): void;
+  /** Ends a `saveSnapshot` or `loadSnapshot` early: it fails with `ERR_VM_CANCELLED`. */
+  cancelRequest(request: number): void;
   /** `done` with {@link NativeProbe}; runs a one-instruction guest. */
   probe(request: number, kvmPath: string): void;
   /** Whether undelivered events or running VMs keep Node's event loop alive. */

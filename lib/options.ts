@@ -122,7 +122,7 @@ function checkKernelArgs(value: unknown): string {
   return value;
 }
 
-function checkHostname(value: unknown): string {
+export function checkHostname(value: unknown): string {
   const hostname = checkText('hostname', value);
   if (!/^[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?$/.test(hostname)) {
     throw new TypeError(

@@ -1,18 +1,26 @@
-import { randomBytes } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 
-import { type ExecCommand, type ExecOptions, ExecProcess } from './exec.js';
+import type { ExecCommand, ExecOptions, ExecProcess } from './exec.js';
 import { GuestFs } from './guest-fs.js';
 import { kvmPath } from './internal/artifacts.js';
+import { boot } from './internal/boot.js';
 import { Core } from './internal/core.js';
-import { observe } from './internal/diagnostics.js';
-import { checkExec } from './internal/exec-options.js';
+import { observe, observed } from './internal/diagnostics.js';
+import { attachCommand, startCommand } from './internal/exec-start.js';
+import { newVmId } from './internal/fork.js';
+import { type ForkParent, forkMany, forkOne } from './internal/fork-handles.js';
+import { checkSnapshot } from './internal/fork-options.js';
+import { freeze } from './internal/freeze.js';
 import type { Guest } from './internal/guest.js';
+import { ParkedCalls } from './internal/parked-call.js';
 import { prepareBoot } from './internal/prepare-boot.js';
+import { checkText, show } from './internal/validate.js';
 import { type SessionObserver, VmSession } from './internal/vm-session.js';
 import { toVmStats, type VmStats } from './internal/vm-stats.js';
 import type { NativeExitReason } from './native.js';
 import { checkVmOptions, DEFAULT_ENVIRONMENT, type VmOptions } from './options.js';
+import { ParkedProgram } from './parked.js';
+import { type ForkOptions, Snapshot, type SnapshotOptions } from './snapshot.js';
 
 export type { VmStats } from './internal/vm-stats.js';
 
@@ -24,9 +32,10 @@ export interface VmExit {
    * - `'panic'`, `'triple-fault'`: the guest's kernel failed.
    * - `'internal-error'`: KVM could not go on; `detail` has the instruction.
    * - `'host-error'`: the host failed under the VM.
+   * - `'not-unique'`: a fork could not confirm that it is unique, and was stopped.
    * - `'closed'`: `vm.close()`.
    */
-  readonly reason: NativeExitReason | 'closed';
+  readonly reason: NativeExitReason | 'not-unique' | 'closed';
   /** A sentence for people; may be empty. */
   readonly detail: string;
   /** The end of the serial console, as {@link Vm.console} has it: the guest's own bytes. */
@@ -34,7 +43,7 @@ export interface VmExit {
 }
 
 /** Milliseconds of each stage of a boot, in order. */
-export interface VmTimings {
+export interface BootTimings {
   /** Options checked, files found, root packed. */
   readonly prepareMs: number;
   /** VM, interrupt controller and memory created. */
@@ -49,6 +58,35 @@ export interface VmTimings {
   readonly configureMs: number;
   /** From the call of `Vm.create()` to the VM. */
   readonly totalMs: number;
+}
+
+/** Milliseconds of each stage of a fork, in order. */
+export interface ForkTimings {
+  /** What it was made from: a fork that waited, an empty VM that waited, or nothing. */
+  readonly pool: 'fork' | 'shell' | 'none';
+  /** Options checked; of `vm.fork()` also the snapshot taken. */
+  readonly prepareMs: number;
+  /** An empty VM created or taken. */
+  readonly createMs: number;
+  /** Memory mapped, processors and devices restored. */
+  readonly restoreMs: number;
+  /** From the call of `fork()` to the VM. */
+  readonly totalMs: number;
+}
+
+/** Milliseconds of each stage of a VM's boot or fork. */
+export type VmTimings = BootTimings | ForkTimings;
+
+/** A command that was started by `vm.exec()` and runs. */
+export interface ProcessInfo {
+  /** Names it in this VM and in its forks, for {@link Vm.attach}. */
+  readonly id: string;
+  /** Its process id in the guest. */
+  readonly pid: number;
+  /** The command as it was given; long ones are shortened to 1024 characters and 64 arguments. */
+  readonly command: ExecCommand;
+  /** When it was started, by the host's clock; in a fork, when its parent started it. */
+  readonly startedAt: Date;
 }
 
 /** Events of a {@link Vm}, with the arguments of their listeners. */
@@ -85,30 +123,55 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   /** Names the VM in errors and diagnostics; unique. */
   readonly id: string;
   /** The VM or snapshot that this one came from; `null` for one that was booted. */
-  readonly parentId: string | null = null;
-  /** How long each stage of the boot took. */
+  readonly parentId: string | null;
+  /** How long each stage of the boot or fork took. */
   readonly timings: VmTimings;
   /** Files of the guest. */
   readonly fs: GuestFs;
+  /** The guest program that has parked itself. */
+  readonly parked: ParkedProgram;
   readonly #session: VmSession;
   readonly #guest: Guest;
   /** Held here alone, since the session holds it weakly. */
   readonly #observer: SessionObserver;
   #closed: Promise<void> | undefined;
 
-  private constructor(id: string, session: VmSession, env: Guest['env'], timings: VmTimings) {
+  private constructor(session: VmSession, input?: Buffer) {
     super();
+    const { id, parentId, env, timings } = session;
+    if (timings === undefined) throw new TypeError('A VM comes from Vm.create() or fork()');
     this.id = id;
-    this.#session = session;
+    this.parentId = parentId;
     this.timings = timings;
-    this.#guest = { id, parentId: this.parentId, agent: session.agent, env, owner: this };
+    this.#session = session;
+    this.#guest = {
+      id,
+      parentId,
+      env,
+      owner: this,
+      get agent() {
+        return session.agent;
+      },
+      nextCommandId: () => session.nextCommandId(),
+    };
     this.fs = new GuestFs(this.#guest);
+    this.parked = new ParkedProgram(this.#guest, new ParkedCalls(session), input);
     this.#observer = {
       onConsole: (data) => this.#emit('console', Buffer.from(data)),
       onExit: (exit) => this.#emit('exit', exit),
     };
     session.observe(this.#observer);
     abandoned.register(this, { session, id }, this);
+  }
+
+  /** @internal */
+  static of(session: VmSession, input?: Buffer): Vm {
+    return new Vm(session, input);
+  }
+
+  /** @internal */
+  static sessionOf(vm: Vm): VmSession {
+    return vm.#session;
   }
 
   /**
@@ -131,47 +194,47 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     const startedAt = performance.now();
     const checked = checkVmOptions(options);
     const { bootTimeoutMs, hostname, signal, memoryBytes, vcpus } = checked;
-    const id = `vm-${randomBytes(8).toString('hex')}`;
+    const id = newVmId();
     const observation = observe('create', { id, parentId: null }, 'create', () => {
       const { kernel, root, kernelArgs, env } = checked;
       const names = Object.keys(env);
       return { memoryBytes, vcpus, kernel, kernelArgs, root, env: names, hostname, bootTimeoutMs };
     });
-    try {
+    return await observed(observation, async () => {
       const core = Core.get();
       const { kernelPath, initramfs } = await prepareBoot(checked);
-      const session = new VmSession(core, { id, parentId: null });
-      const timings = await session.boot({
-        config: {
-          memoryBytes,
-          vcpus,
-          kvmPath: kvmPath(),
-          kernelPath,
-          kernelArgs: checked.kernelArgs,
-          initramfs,
-        },
+      const env = { ...DEFAULT_ENVIRONMENT, ...checked.env };
+      const session = new VmSession(core, {
+        id,
+        parentId: null,
+        env,
         hostname,
-        bootTimeoutMs,
-        signal,
-        startedAt,
+        memoryBytes,
+        vcpus,
       });
-      const vm = new Vm(id, session, { ...DEFAULT_ENVIRONMENT, ...checked.env }, timings);
-      observation.succeed({ ...timings });
-      return vm;
-    } catch (error) {
-      observation.fail(error);
-      throw error;
-    }
+      const { kernelArgs } = checked;
+      const config = { memoryBytes, vcpus, kvmPath: kvmPath(), kernelPath, kernelArgs, initramfs };
+      await boot(session, { config, bootTimeoutMs, signal, startedAt });
+      const vm = new Vm(session);
+      return { value: vm, result: { ...vm.timings } };
+    });
   }
 
   /** `'exited'` means that the guest stopped; what it held is released by {@link close}. */
-  get state(): 'running' | 'exited' | 'closed' {
+  get state(): 'running' | 'paused' | 'exited' | 'closed' {
     return this.#session.state;
   }
 
-  /** Resolves when the agent has answered, which for a booted VM it has. */
+  /**
+   * Resolves when the VM is known to be unique, which a booted one is; work waits for it by itself.
+   * Asking for it starts a fork that has not been started. After {@link reset} it is another
+   * promise. Never raises `unhandledRejection`.
+   *
+   * @throws {VmError} `ERR_VM_NOT_UNIQUE`: the guest failed or did not confirm; the VM was stopped.
+   *   `ERR_VM_EXITED`, `ERR_VM_CLOSED`, `ERR_VM_RESET`: it came to an end before.
+   */
   get ready(): Promise<void> {
-    return Promise.resolve();
+    return this.#session.confirmed();
   }
 
   /** Resolves when the VM has stopped running, for whatever reason; never rejects. */
@@ -201,8 +264,143 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   ): ExecProcess<string>;
   exec(command: ExecCommand, options?: ExecOptions): ExecProcess<string> | ExecProcess<Buffer>;
   exec(command: ExecCommand, options?: ExecOptions): ExecProcess<string> | ExecProcess<Buffer> {
-    const checked = checkExec(command, options, this.#guest.env);
-    return new ExecProcess<string>(this.#guest, checked);
+    return startCommand(this.#guest, command, options);
+  }
+
+  /**
+   * Commands that were started by {@link exec} and run: here, and in the VM that this one was
+   * forked from, before it was frozen. Does not start a fork that has not been started.
+   *
+   * @throws {VmError} why the VM cannot be worked with.
+   */
+  async processes(): Promise<ProcessInfo[]> {
+    const { agent } = this.#session;
+    if (agent.failure !== undefined) throw agent.failure;
+    await agent.commandsStarted();
+    return agent.commands.map(({ id, pid, command, startedAtMs }) => ({
+      id,
+      pid,
+      command,
+      startedAt: new Date(startedAtMs),
+    }));
+  }
+
+  /**
+   * A handle for a command that runs, by the id of {@link processes} or {@link ExecProcess.started}.
+   *
+   * In a fork its streams go on where they were when the VM was frozen: standard input can be
+   * written to, and output, `exited` and the result are what follows. What the parent had read, or
+   * was about to write, is not repeated. A command that has ended in the fork before anybody
+   * attached to it still has its handle, once.
+   *
+   * In the VM that started it, this is another handle for the same command: its streams belong to
+   * whoever took them first, and its result is in the encoding that was asked for there.
+   *
+   * @throws {TypeError} at once: `id` is not a string.
+   * @throws {ExecError} by the handle: `ERR_VM_EXEC` with errno `ESRCH`: there is no such command.
+   *   Otherwise as {@link exec}.
+   */
+  attach(id: string): ExecProcess<string> {
+    return attachCommand(this.#guest, checkText('id', id));
+  }
+
+  /**
+   * Freezes this VM, which goes on after some milliseconds: a VM that has not been frozen before
+   * copies nothing, later ones what they have written since. What is asked of the VM meanwhile
+   * waits.
+   *
+   * @returns the snapshot, owned by the caller.
+   * @throws {TypeError} unknown option, or one of a wrong type.
+   * @throws {RangeError} `timeoutMs` or the length of `label` out of range.
+   * @throws {VmError} `ERR_VM_PARK_TIMEOUT`: the guest did not stand still at `at` in time.
+   *   `ERR_VM_PAUSED`, `ERR_VM_RESET`, `ERR_VM_NOT_UNIQUE`, `ERR_VM_EXITED`, `ERR_VM_CLOSED`: of
+   *   the VM. `ERR_VM_NO_MEMORY`, `ERR_VM_KVM`, `ERR_VM_SYSTEM`: see `syscall` and `errno`.
+   * @throws {AbortError} `signal` was aborted.
+   */
+  async snapshot(options?: SnapshotOptions): Promise<Snapshot> {
+    const checked = checkSnapshot(options);
+    const { at, label, timeoutMs } = checked;
+    const observation = observe('snapshot', this, 'snapshot', () => ({ at, label, timeoutMs }));
+    return await observed(observation, async () => {
+      const core = await freeze(this.#session, checked);
+      const { memoryBytes, copiedPages, parkNs, stoppedNs } = core.info;
+      const times = { parkMs: parkNs / 1e6, stoppedMs: stoppedNs / 1e6 };
+      const result = { snapshotId: core.id, memoryBytes, copiedPages, ...times };
+      return { value: Snapshot.of(core), result };
+    });
+  }
+
+  /**
+   * Makes a VM that goes on where this one is, as {@link snapshot} and its `fork()` would; this one
+   * goes on as well.
+   *
+   * @throws what {@link snapshot} and {@link Snapshot.fork} throw.
+   */
+  fork(options?: ForkOptions): Promise<Vm> {
+    return forkOne(this.#parent(), options);
+  }
+
+  /**
+   * Makes `count` VMs that go on where this one is: all of them or, on failure, none. It is frozen
+   * once.
+   *
+   * @param count - 1 to 100 000.
+   * @throws what {@link snapshot} and {@link Snapshot.forkMany} throw.
+   */
+  forkMany(count: number, options?: ForkOptions): Promise<Vm[]> {
+    return forkMany(this.#parent(), count, options);
+  }
+
+  /**
+   * Puts this VM back to a snapshot, in place: it keeps its `id` and its handle. Pending work
+   * rejects with `ERR_VM_RESET`, and connections are gone. Resolves when it is restored; work
+   * waits until it is unique by itself. A paused VM runs afterwards.
+   *
+   * If it fails, the VM can only be reset again or closed.
+   *
+   * @param to - of the same size of memory and number of vCPUs; by default the snapshot that this
+   *   VM was forked from, even if that was closed.
+   * @throws {TypeError} `to` is not a Snapshot.
+   * @throws {RangeError} `to` is of another size.
+   * @throws {VmError} `ERR_VM_NO_SNAPSHOT`: the VM was booted, and none is given.
+   *   `ERR_VM_EXITED`, `ERR_VM_CLOSED`: of the VM, or `to` was closed. `ERR_VM_KVM`,
+   *   `ERR_VM_SYSTEM`: see `syscall` and `errno`.
+   */
+  async reset(to?: Snapshot): Promise<void> {
+    if (to !== undefined && !(to instanceof Snapshot)) {
+      throw new TypeError(`vm.reset() takes a Snapshot; got ${show(to)}`);
+    }
+    const observation = observe('reset', this, 'reset', () => ({ to: to?.id }));
+    await observed(observation, async () => {
+      await this.#session.reset(to && Snapshot.coreOf(to));
+      return { value: undefined };
+    });
+  }
+
+  /**
+   * Stops the vCPUs; resolves when they stand still. Nothing is lost, and new work rejects with
+   * `ERR_VM_PAUSED`. Pending work waits, and so do timeouts and aborts of commands, which take
+   * effect when the VM runs again. May be called more than once.
+   *
+   * @throws {VmError} `ERR_VM_EXITED`, `ERR_VM_CLOSED`, `ERR_VM_NOT_UNIQUE`: of the VM.
+   */
+  async pause(): Promise<void> {
+    await observed(
+      observe('pause', this, 'pause', () => ({})),
+      async () => ({ value: await this.#session.pause() }),
+    );
+  }
+
+  /**
+   * Lets a paused VM run on; nothing happens to one that runs.
+   *
+   * @throws {VmError} `ERR_VM_EXITED`, `ERR_VM_CLOSED`, `ERR_VM_NOT_UNIQUE`: of the VM.
+   */
+  async resume(): Promise<void> {
+    await observed(
+      observe('pause', this, 'resume', () => ({})),
+      async () => ({ value: await this.#session.resume() }),
+    );
   }
 
   /**
@@ -219,15 +417,10 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
    * @throws {VmError} `ERR_VM_CLOSED`.
    */
   async stats(): Promise<VmStats> {
-    const observation = observe('stats', this, 'stats', () => ({}));
-    try {
-      const stats = toVmStats(await this.#session.stats());
-      observation.succeed();
-      return stats;
-    } catch (error) {
-      observation.fail(error);
-      throw error;
-    }
+    return await observed(
+      observe('stats', this, 'stats', () => ({})),
+      async () => ({ value: toVmStats(await this.#session.stats()) }),
+    );
   }
 
   /**
@@ -243,14 +436,10 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   }
 
   async #close(): Promise<void> {
-    const observation = observe('close', this, 'close', () => ({}));
-    try {
-      await this.#session.close();
-      observation.succeed();
-    } catch (error) {
-      observation.fail(error);
-      throw error;
-    }
+    await observed(
+      observe('close', this, 'close', () => ({})),
+      async () => ({ value: await this.#session.close() }),
+    );
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -267,6 +456,17 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   unref(): this {
     this.#session.holdLoop(false);
     return this;
+  }
+
+  #parent(): ForkParent {
+    const session = this.#session;
+    return {
+      id: this.id,
+      kind: 'vm',
+      vcpus: session.vcpus,
+      hold: ({ timeoutMs, signal }) =>
+        freeze(session, { at: 'agent', label: undefined, timeoutMs, signal }),
+    };
   }
 
   // In a tick of its own: what a listener throws is its own uncaught exception.

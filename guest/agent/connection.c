@@ -1,9 +1,11 @@
 #include "connection.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -226,6 +228,34 @@ void connection_flush(void) {
   }
   if (send_head == send_tail) send_head = send_tail = 0;
   if (open_now) update_interest();
+}
+
+// Waits for events of the socket, or for `ms`. False when the connection is over.
+static bool wait_for_socket(short events, int ms) {
+  struct pollfd wait = {.fd = socket_fd, .events = events};
+  return poll(&wait, 1, ms) <= 0 || !(wait.revents & (POLLERR | POLLHUP | POLLNVAL));
+}
+
+void connection_drain(void) {
+  enum { LOOK_MS = 1, UNKNOWN_MS = 10 };
+  send_due = send_head < send_tail;
+  connection_flush();
+  while (open_now && send_due) {
+    if (!wait_for_socket(POLLOUT, -1)) connection_lost();
+    send_blocked = false;
+    connection_flush();
+  }
+  // The socket has taken it, but a vsock hands packets to its device by a thread of the kernel's.
+  int unsent = 0;
+  while (open_now) {
+    if (ioctl(socket_fd, TIOCOUTQ, &unsent) < 0) {
+      // Linux before 6.12 cannot tell: let the thread run.
+      wait_for_socket(0, UNKNOWN_MS);
+      return;
+    }
+    if (unsent == 0) return;
+    if (!wait_for_socket(0, LOOK_MS)) connection_lost();
+  }
 }
 
 void connection_fatal(const char* reason) {

@@ -25,6 +25,10 @@ void connection_parse(void);
 /* Sends what has been put together, in one go. */
 void connection_flush(void);
 
+/* Sends everything, lazy frames as well, and waits until it has left this
+   machine. Handles no frame meanwhile. */
+void connection_drain(void);
+
 /* Bytes that may still be put together before a flush. */
 size_t connection_room(void);
 

@@ -10,7 +10,9 @@
 #include "exec.h"
 #include "files.h"
 #include "operation.h"
+#include "park.h"
 #include "records.h"
+#include "renew.h"
 
 #ifndef FK_AGENT_VERSION
 #error "FK_AGENT_VERSION comes from the build script"
@@ -45,6 +47,8 @@ static void request(const struct fk_header* header, uint8_t* payload) {
     connection_fatal("operation id is in use");
   } else if (bytes > 0 && !payload) {
     connection_reply(header->id, ENOMEM);
+  } else if (header->type == FK_PARK) {
+    park_request(header->id, header->value);
   } else if (header->type == FK_PING) {
     connection_reply(header->id, 0);
   } else if (header->type == FK_CONFIGURE) {
@@ -94,6 +98,9 @@ void control_frame(const struct fk_header* header, uint8_t* payload) {
     case FK_END:
     case FK_WINDOW:
       to_operation(header, payload);
+      return;
+    case FK_RENEW:
+      renew_request();
       return;
     default:
       request(header, payload);

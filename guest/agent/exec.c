@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "connection.h"
+#include "hooks.h"
 #include "limits.h"
 #include "operation.h"
 #include "process_group.h"
@@ -25,8 +26,6 @@ enum {
   // A group that SIGKILL has not removed by then never goes (a task stuck in the kernel).
   KILL_DEADLINE_MS = 20000,
 };
-
-static const char default_path[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 struct exec {
   struct operation operation;
@@ -225,10 +224,10 @@ bool exec_reap(void) {
   for (int i = 0; i < REAPED_PER_TURN; i++) {
     siginfo_t info = {0};
     if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid == 0) return false;
-    for (struct exec* exec = execs; exec; exec = exec->next) {
-      if (exec->group.leader != info.si_pid || exec->exited) continue;
-      leader_exited(exec, &info);
-      break;
+    if (!hooks_exited(&info)) {
+      struct exec* exec = execs;
+      while (exec && (exec->group.leader != info.si_pid || exec->exited)) exec = exec->next;
+      if (exec) leader_exited(exec, &info);
     }
     siginfo_t reaped;
     waitid(P_PID, (id_t)info.si_pid, &reaped, WEXITED | WNOHANG);
@@ -292,7 +291,7 @@ static int parse(struct exec_options* options, uint8_t* payload, size_t bytes) {
   if (!options->vector) return ENOMEM;
   options->argv = options->vector + 1;
   options->envp = options->argv + args + 1;
-  options->path = default_path;
+  options->path = SPAWN_DEFAULT_PATH;
   char** arg = options->argv;
   char** variable = options->envp;
   struct record_reader reader = {payload, payload + bytes};

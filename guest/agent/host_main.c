@@ -21,6 +21,8 @@
 #include "exec.h"
 #include "log.h"
 #include "loop.h"
+#include "machine.h"
+#include "renew.h"
 
 enum { CONTROL_FD = 3, LOG_FD = 4, NOBODY = 65534 };
 
@@ -70,6 +72,7 @@ int main(int argc, char** argv) {
   if (loop_create() != 0 || connection_open(CONTROL_FD) != 0) fail("loop");
   control_hello();
   connection_flush();
+  if (machine_open() == 0) renew_prepare();
   loop_run();
   exec_kill_all();
   return 0;

@@ -10,6 +10,7 @@
 #include "connection.h"
 #include "exec.h"
 #include "operation.h"
+#include "renew.h"
 
 enum { EVENTS_PER_TURN = 64 };
 
@@ -87,7 +88,10 @@ uint64_t loop_now_ms(void) {
 
 static int wait_ms(void) {
   if (children_changed || operations_runnable() || connection_has_work()) return 0;
-  return exec_wait_ms();
+  const int exec = exec_wait_ms();
+  const int renew = renew_wait_ms();
+  // As unsigned numbers -1, for ever, is the largest.
+  return (unsigned)exec < (unsigned)renew ? exec : renew;
 }
 
 void loop_run(void) {
@@ -99,6 +103,7 @@ void loop_run(void) {
     // After the pipes' events: a command whose pipes and exit arrive together is answered at once.
     if (children_changed) children_changed = exec_reap();
     exec_check_cancelled();
+    renew_turn();
     operations_run();
     connection_flush();
     operations_free_finished();

@@ -4,12 +4,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -17,8 +15,10 @@
 #include "control.h"
 #include "log.h"
 #include "loop.h"
+#include "machine.h"
 #include "mounts.h"
 #include "protocol.h"
+#include "renew.h"
 
 // <linux/vm_sockets.h>, which musl's headers do not reach.
 struct vsock_address {
@@ -107,22 +107,12 @@ static void open_null(void) {
   if (fd > 2) close(fd);
 }
 
-// A batch task does not preempt whom it is woken by. On one CPU a short command so runs to its end,
-// and the agent then finds its output, its exit and the closed pipes together: one wake-up, one
-// packet. The price is that a busy CPU is shared at ticks only. musl's wrapper does nothing.
-static void yield_to_commands(void) {
-  const struct sched_param parameters = {0};
-  if (syscall(SYS_sched_setscheduler, 0, SCHED_BATCH, &parameters) < 0) {
-    log_error("SCHED_BATCH", errno);
-  }
-}
-
 static void serve(void) {
   const int early = dial();
   mounts_create();
   open_null();
   loopback_up();
-  yield_to_commands();
+  machine_run_last();
   int error = loop_create();
   if (error != 0) {
     log_error("event loop", error);
@@ -137,6 +127,8 @@ static void serve(void) {
   }
   control_hello();
   connection_flush();
+  // Nobody waits for this.
+  renew_prepare();
   loop_run();
 }
 

@@ -3,6 +3,9 @@
 
 #include <sys/types.h>
 
+/* Where programs are looked up when an environment has no PATH. */
+#define SPAWN_DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 struct spawn {
   /* NULL-terminated; argv[-1] is spare, for a script that needs /bin/sh. */
   char** argv;

@@ -15,7 +15,13 @@ export function formatReport(report: DoctorReport): string {
   });
   const quirks = report.quirks.length === 0 ? 'none' : report.quirks.join(', ');
   const verdict = report.ok ? 'VMs can run on this host.' : 'VMs cannot run on this host.';
-  return `${lines.join('\n')}\n\nbackend: ${report.backend}\nquirks:  ${quirks}\n\n${verdict}\n`;
+  const { count, boundBy } = report.maxForks;
+  const facts = [
+    `backend: ${report.backend}`,
+    `quirks:  ${quirks}`,
+    `forks:   ${count} more, bound by ${boundBy}`,
+  ];
+  return `${lines.join('\n')}\n\n${facts.join('\n')}\n\n${verdict}\n`;
 }
 
 /** `forklet doctor`. */

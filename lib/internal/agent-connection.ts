@@ -1,4 +1,4 @@
-// The control connection to one guest's agent: operations, their deadlines, and batching.
+// The control connection to one guest's agent: frames, their batching and their deadlines.
 //
 // The guest is hostile: everything that arrives is checked, and the first thing that no correct
 // agent sends ends the connection with ERR_VM_AGENT_PROTOCOL. Memory stays bounded because the
@@ -6,23 +6,29 @@
 // the guest to read is either one caller's own request or held back by MAX_IN_FLIGHT_BYTES.
 
 import { VmError } from '../errors.js';
-import { IncomingStream, OutgoingStream, type ScheduledStream } from './agent-streams.js';
+import { AgentGate } from './agent-gate.js';
+import { Operation, type OperationHost, type OperationKind } from './agent-operation.js';
+import { AgentOperations, type RunningCommand } from './agent-operations.js';
+import type { AgentState } from './agent-state.js';
+import type { ScheduledStream } from './agent-streams.js';
+import { Watchdog } from './agent-watchdog.js';
 import type { LoopHold } from './core.js';
 import { Deferred } from './deferred.js';
 import {
   encodeCancel,
+  encodePark,
   encodePing,
-  encodeSignal,
-  FILE_WINDOW_BYTES,
+  encodeRenew,
   FrameDecoder,
   type GuestMessage,
-  INPUT_WINDOW_BYTES,
+  type ParkMode,
   PROTOCOL_VERSION,
   ProtocolError,
   parseGuestMessage,
-  type ReplyMessage,
-  Stream,
+  type RenewedMessage,
 } from './protocol.js';
+
+export { Operation, type OperationKind } from './agent-operation.js';
 
 /** The bytes below: a vsock connection of a VM, or in tests a socket. */
 export interface AgentTransport {
@@ -45,9 +51,6 @@ const MAX_IN_FLIGHT_BYTES = 1024 * 1024;
 /** While operations wait, the agent is asked this often whether it is there. */
 const DEFAULT_PING_INTERVAL_MS = 10_000;
 
-/** Intervals that may pass without an answer. */
-const MAX_MISSED_PINGS = 3;
-
 /** How long a cancelled operation may take to end. */
 const DEFAULT_CANCEL_TIMEOUT_MS = 30_000;
 
@@ -55,132 +58,15 @@ const DEFAULT_CANCEL_TIMEOUT_MS = 30_000;
 const DEFAULT_EXIT_GRACE_MS = 5_000;
 
 export interface AgentConnectionOptions {
+  /** Where the connection stands that goes on in a fork; absent for a guest that boots. */
+  readonly state?: AgentState;
+  /** The guest says that it was renewed. Throws ProtocolError when it was not asked to be. */
+  readonly onRenewed?: (message: RenewedMessage) => void;
+  /** The connection is of no more use; a sentence without its subject says why. */
+  readonly onBroken?: (problem: string) => void;
   readonly pingIntervalMs?: number;
   readonly cancelTimeoutMs?: number;
   readonly exitGraceMs?: number;
-}
-
-/** What kind of request it is decides which streams it has. */
-export type OperationKind = 'exec' | 'write' | 'other';
-
-/** One request to the agent, from its first frame to its reply. */
-export class Operation {
-  readonly id: number;
-  readonly input: OutgoingStream;
-  readonly output: IncomingStream;
-  readonly error: IncomingStream;
-  readonly #reply = new Deferred<ReplyMessage>();
-  readonly #started = new Deferred<number>();
-  readonly #connection: AgentConnection;
-  readonly #encode: (operation: Operation) => Buffer;
-  #sent = false;
-  #over = false;
-  #hasStarted = false;
-  #cancelTimer: NodeJS.Timeout | undefined;
-
-  constructor(
-    connection: AgentConnection,
-    id: number,
-    kind: OperationKind,
-    encode: (operation: Operation) => Buffer,
-  ) {
-    this.#connection = connection;
-    this.id = id;
-    this.#encode = encode;
-    const inputWindow = kind === 'write' ? FILE_WINDOW_BYTES : INPUT_WINDOW_BYTES;
-    this.input = new OutgoingStream(id, inputWindow, connection);
-    this.output = new IncomingStream(id, Stream.output, connection);
-    this.error = new IncomingStream(id, Stream.error, connection);
-  }
-
-  /** Resolves with the agent's reply, after which no frame of this operation follows. */
-  get reply(): Promise<ReplyMessage> {
-    return this.#reply.promise;
-  }
-
-  /** Resolves with the pid in the guest when the command runs. */
-  get started(): Promise<number> {
-    return this.#started.promise;
-  }
-
-  /** Whether the request has left, so that its options can no longer change. */
-  get sent(): boolean {
-    return this.#sent;
-  }
-
-  /** Whether the operation has ended, one way or another. */
-  get over(): boolean {
-    return this.#over;
-  }
-
-  /** Sends a signal to the command's process group. */
-  signal(number: number): void {
-    if (!this.#over) this.#connection.sendNow(() => encodeSignal(this.id, number));
-  }
-
-  /** Ends the operation in the guest. Its reply follows, within a deadline. */
-  cancel(): void {
-    if (this.#over || this.#cancelTimer !== undefined) return;
-    this.#connection.sendNow(() => encodeCancel(this.id));
-    this.#cancelTimer = this.#connection.startCancelTimer(this);
-  }
-
-  /** @internal Puts the request on the wire; called once by the connection. */
-  encode(): Buffer {
-    this.#sent = true;
-    return this.#encode(this);
-  }
-
-  /** @internal */
-  onMessage(
-    message: Exclude<GuestMessage, { type: 'hello' | 'fatal' | 'reply' | 'renewed' }>,
-  ): void {
-    switch (message.type) {
-      case 'started':
-        if (this.#hasStarted) throw new ProtocolError(`operation ${this.id} started twice`);
-        this.#hasStarted = true;
-        this.#started.resolve(message.pid);
-        return;
-      case 'data':
-        this.#stream(message.stream).receive(message.offset, message.bytes);
-        return;
-      case 'end':
-        this.#stream(message.stream).end(message.offset);
-        return;
-      case 'window':
-        this.input.extend(message.limit);
-        return;
-    }
-  }
-
-  /** @internal */
-  finish(reply: ReplyMessage): void {
-    this.#end();
-    this.input.close();
-    this.output.finish();
-    this.error.finish();
-    this.#started.reject(new Error('The command did not start'));
-    this.#reply.resolve(reply);
-  }
-
-  /** @internal */
-  fail(error: Error): void {
-    this.#end();
-    this.input.close(error);
-    this.output.fail(error);
-    this.error.fail(error);
-    this.#started.reject(error);
-    this.#reply.reject(error);
-  }
-
-  #end(): void {
-    this.#over = true;
-    clearTimeout(this.#cancelTimer);
-  }
-
-  #stream(stream: number): IncomingStream {
-    return stream === Stream.output ? this.output : this.error;
-  }
 }
 
 function protocolError(message: string, cause?: Error): VmError {
@@ -191,38 +77,47 @@ function protocolError(message: string, cause?: Error): VmError {
   });
 }
 
-export class AgentConnection {
+export class AgentConnection implements OperationHost {
+  /** Holds back everything but {@link renew}. */
+  readonly gate = new AgentGate(() => this.#queueFlush());
   readonly #transport: AgentTransport;
-  readonly #hold: LoopHold;
-  readonly #pingIntervalMs: number;
+  readonly #onRenewed: AgentConnectionOptions['onRenewed'];
+  readonly #onBroken: AgentConnectionOptions['onBroken'];
   readonly #cancelTimeoutMs: number;
   readonly #exitGraceMs: number;
   readonly #decoder = new FrameDecoder();
   readonly #hello = new Deferred<Hello>();
-  #greeted = false;
+  #greeting: Hello | undefined;
 
-  readonly #operations = new Map<number, Operation>();
-  /** Given up here, but the agent may still send frames of them until its reply. */
-  readonly #abandoned = new Set<number>();
-  #lastId = 0;
+  readonly #operations: AgentOperations;
+  readonly #watchdog: Watchdog;
 
   #outbox: (Buffer | (() => Buffer))[] = [];
   readonly #scheduled = new Set<ScheduledStream>();
   #flushQueued = false;
   #inFlight = 0;
 
-  #watchdog: NodeJS.Timeout | undefined;
   #graceTimer: NodeJS.Timeout | undefined;
-  #pingId = 0;
-  #missedPings = 0;
+  #suspension: (() => Error) | undefined;
   #failure: (() => Error) | undefined;
 
   constructor(transport: AgentTransport, hold: LoopHold, options: AgentConnectionOptions = {}) {
     this.#transport = transport;
-    this.#hold = hold;
-    this.#pingIntervalMs = options.pingIntervalMs ?? DEFAULT_PING_INTERVAL_MS;
+    this.#onRenewed = options.onRenewed;
+    this.#onBroken = options.onBroken;
     this.#cancelTimeoutMs = options.cancelTimeoutMs ?? DEFAULT_CANCEL_TIMEOUT_MS;
     this.#exitGraceMs = options.exitGraceMs ?? DEFAULT_EXIT_GRACE_MS;
+    this.#operations = new AgentOperations(this, hold);
+    this.#watchdog = new Watchdog(
+      {
+        isHeldBack: () => this.gate.closed,
+        isPinging: () => this.#operations.pingId !== 0,
+        ping: () => this.ping(),
+        onSilence: (seconds) => this.#abandonAll(seconds),
+      },
+      options.pingIntervalMs ?? DEFAULT_PING_INTERVAL_MS,
+    );
+    if (options.state !== undefined) this.#restore(options.state);
   }
 
   /** Resolves with the agent's first frame. */
@@ -230,16 +125,20 @@ export class AgentConnection {
     return this.#hello.promise;
   }
 
+  /** Why every operation is refused, if it is. */
+  get failure(): Error | undefined {
+    return this.#failure?.();
+  }
+
   /**
    * Starts an operation. `encode` is called when the batch of this tick leaves, so that it can
    * carry whatever the caller has decided by then.
    */
   begin(kind: OperationKind, encode: (operation: Operation) => Buffer): Operation {
-    if (this.#failure !== undefined) return this.refuse(this.#failure());
-    const operation = new Operation(this, this.#nextId(), kind, encode);
-    this.#operations.set(operation.id, operation);
-    this.#hold.acquire();
-    if (this.#operations.size === 1) this.#startWatchdog();
+    const refusal = this.#failure ?? this.#suspension;
+    if (refusal !== undefined) return this.refuse(refusal());
+    const operation = this.#operations.create(kind, encode);
+    this.#watchdog.start();
     this.sendNow(() => operation.encode());
     return operation;
   }
@@ -251,20 +150,83 @@ export class AgentConnection {
     return operation;
   }
 
+  /**
+   * Asks the agent to park. Behind that frame nothing leaves until `gate.open('freeze')`; `isOver`
+   * says that the caller has lost interest before the frame left.
+   */
+  park(mode: (typeof ParkMode)[keyof typeof ParkMode], isOver: () => boolean): Operation {
+    return this.begin('other', ({ id }) => {
+      if (!isOver()) this.gate.close('freeze');
+      return encodePark(id, mode);
+    });
+  }
+
+  /** Asks the agent to make its machine unique, whatever the gate holds back. */
+  renew(): void {
+    if (this.#failure === undefined) this.#send(encodeRenew());
+  }
+
+  /** Commands that run in the guest, as far as their pids are known. */
+  get commands(): RunningCommand[] {
+    return this.#operations.commands.flatMap(({ command, pid }) =>
+      command !== undefined && pid !== undefined ? { ...command, pid } : [],
+    );
+  }
+
+  /** Resolves when the pid of every command is known that was sent before. */
+  async commandsStarted(): Promise<void> {
+    const { starting } = this.#operations;
+    if (starting.length === 0) return;
+    if (this.#suspension !== undefined) throw this.#suspension();
+    this.ping();
+    await Promise.all(starting.map(({ started }) => started.catch(() => {})));
+    if (this.#failure !== undefined) throw this.#failure();
+  }
+
+  /** The command of that name, if it runs, or has ended in a fork where nobody saw it. */
+  attach(name: string): Operation | undefined {
+    const operation = this.#operations.attach(name);
+    if (operation !== undefined && !operation.over) this.#watchdog.start();
+    return operation;
+  }
+
+  /** Where the connection stands, for forks; while the VM is frozen and nothing is in flight. */
+  exportState(): Omit<AgentState, 'generation'> {
+    const { kernel, agent } = this.#greeting ?? { kernel: '', agent: '' };
+    const remainder = this.#decoder.pending.toString('base64');
+    return { kernel, agent, remainder, ...this.#operations.exportState() };
+  }
+
+  #restore(state: AgentState): void {
+    this.#greeting = { kernel: state.kernel, agent: state.agent };
+    this.#hello.resolve(this.#greeting);
+    this.#decoder.push(Buffer.from(state.remainder, 'base64'));
+    // They leave with whatever is sent first, and cause no sending themselves.
+    this.#outbox.push(...this.#operations.restore(state));
+  }
+
+  /** While there is a suspension, operations are refused with it, and frames wait. */
+  suspend(suspension: () => Error): void {
+    this.#suspension = suspension;
+    this.gate.close('pause');
+  }
+
+  resume(): void {
+    this.#suspension = undefined;
+    this.gate.open('pause');
+  }
+
   /** Ends every operation with an error of its own, and all later ones; the last reason counts. */
   fail(failure: () => Error): void {
     const failed = this.#failure !== undefined;
     this.#failure = failure;
     if (failed) return;
     clearTimeout(this.#graceTimer);
+    this.#watchdog.stop();
     this.#outbox = [];
     this.#scheduled.clear();
-    this.#abandoned.clear();
     this.#hello.reject(failure());
-    for (const operation of [...this.#operations.values()]) {
-      this.#forget(operation);
-      operation.fail(failure());
-    }
+    for (const operation of this.#operations.takeAll()) operation.fail(failure());
   }
 
   // From the transport.
@@ -275,7 +237,7 @@ export class AgentConnection {
       for (const frame of this.#decoder.push(data)) this.#dispatch(parseGuestMessage(frame));
     } catch (cause) {
       if (!(cause instanceof ProtocolError)) throw cause;
-      this.#breakOff(`The guest agent broke the protocol: ${cause.message}`, cause);
+      this.#breakOff(`broke the protocol: ${cause.message}`, cause);
       return;
     }
     this.#transport.consume(data.length);
@@ -291,13 +253,12 @@ export class AgentConnection {
   closed(): void {
     if (this.#failure !== undefined || this.#graceTimer !== undefined) return;
     this.#graceTimer = setTimeout(() => {
-      this.fail(() => protocolError('The guest agent closed its connection'));
+      this.#broken('closed its connection');
     }, this.#exitGraceMs).unref();
   }
 
   // For operations and streams.
 
-  /** @internal Sends a frame with the batch of this tick, in order. */
   sendNow(frame: () => Buffer): void {
     if (this.#failure !== undefined) return;
     this.#outbox.push(frame);
@@ -306,40 +267,34 @@ export class AgentConnection {
 
   /** @internal Asks the agent for an answer, which makes it send what it held back. */
   ping(): void {
-    if (this.#pingId !== 0 || this.#failure !== undefined) return;
-    const id = this.#nextId();
-    this.#pingId = id;
+    if (this.#operations.pingId !== 0 || this.#failure !== undefined) return;
+    const id = this.#operations.nextId();
+    this.#operations.pingId = id;
     this.sendNow(() => encodePing(id));
   }
 
-  /** @internal */
   schedule(stream: ScheduledStream): void {
     if (this.#failure !== undefined) return;
     this.#scheduled.add(stream);
     this.#queueFlush();
   }
 
-  /** @internal */
   startCancelTimer(operation: Operation): NodeJS.Timeout {
-    return setTimeout(() => {
-      this.#abandon(operation, 'The guest agent did not end an operation that was cancelled');
+    const timer = setTimeout(() => {
+      // An agent that the request could not reach has not failed to answer it.
+      if (this.gate.closed) timer.refresh();
+      else this.#abandon(operation, 'The guest agent did not end an operation that was cancelled');
     }, this.#cancelTimeoutMs).unref();
-  }
-
-  #nextId(): number {
-    do {
-      this.#lastId = (this.#lastId + 1) >>> 0 || 1;
-    } while (
-      this.#operations.has(this.#lastId) ||
-      this.#abandoned.has(this.#lastId) ||
-      this.#lastId === this.#pingId
-    );
-    return this.#lastId;
+    return timer;
   }
 
   // One send a tick. Two microtasks later, because a caller's `await` on what was just started
   // runs in the first one, and decides what the request says.
   #queueFlush(): void {
+    if (this.gate.closed) {
+      this.gate.held();
+      return;
+    }
     if (this.#flushQueued) return;
     this.#flushQueued = true;
     queueMicrotask(() => queueMicrotask(() => this.#flush()));
@@ -350,13 +305,17 @@ export class AgentConnection {
     if (this.#failure !== undefined) return;
     const batch: Buffer[] = [];
     let bytes = 0;
-    for (const entry of this.#outbox.splice(0)) {
+    let taken = 0;
+    // A frame that asks the agent to park closes the gate behind itself.
+    while (!this.gate.closed && taken < this.#outbox.length) {
+      const entry = this.#outbox[taken++] as Buffer | (() => Buffer);
       const frame = typeof entry === 'function' ? entry() : entry;
       batch.push(frame);
       bytes += frame.length;
     }
+    this.#outbox.splice(0, taken);
     // One frame of each stream in turn, so that a large transfer does not starve the others.
-    while (this.#inFlight + bytes < MAX_IN_FLIGHT_BYTES) {
+    while (!this.gate.closed && this.#inFlight + bytes < MAX_IN_FLIGHT_BYTES) {
       const [stream] = this.#scheduled;
       if (stream === undefined) break;
       this.#scheduled.delete(stream);
@@ -366,13 +325,17 @@ export class AgentConnection {
       batch.push(frame);
       bytes += frame.length;
     }
-    if (bytes === 0) return;
-    this.#inFlight += bytes;
-    this.#transport.send(batch.length === 1 ? (batch[0] as Buffer) : Buffer.concat(batch, bytes));
+    if (bytes > 0) this.#send(batch.length === 1 ? (batch[0] as Buffer) : Buffer.concat(batch));
+    if (this.gate.closed && this.#outbox.length + this.#scheduled.size > 0) this.gate.held();
+  }
+
+  #send(bytes: Buffer): void {
+    this.#inFlight += bytes.length;
+    this.#transport.send(bytes);
   }
 
   #dispatch(message: GuestMessage): void {
-    if (!this.#greeted) {
+    if (this.#greeting === undefined) {
       this.#greet(message);
       return;
     }
@@ -380,93 +343,73 @@ export class AgentConnection {
       case 'hello':
         throw new ProtocolError('a second hello');
       case 'fatal':
-        this.#breakOff(`The guest agent gave up: ${message.reason}`);
+        this.#breakOff(`gave up: ${message.reason}`);
+        return;
+      case 'renewed':
+        if (this.#onRenewed === undefined) throw new ProtocolError('a renewal of no fork');
+        this.#onRenewed(message);
         return;
       case 'reply':
         this.#onReply(message);
         return;
-      case 'renewed':
-        throw new ProtocolError('a renewal that nobody waits for');
-      default: {
-        const operation = this.#operations.get(message.id);
-        if (operation !== undefined) operation.onMessage(message);
-        else if (!this.#abandoned.has(message.id)) {
-          throw new ProtocolError(`${message.type} for operation ${message.id}, which is not live`);
-        }
-      }
+      default:
+        this.#operations.expect(message.id, message.type)?.onMessage(message);
     }
   }
 
   #greet(message: GuestMessage): void {
     if (message.type === 'fatal') {
-      this.#breakOff(`The guest agent gave up: ${message.reason}`);
+      this.#breakOff(`gave up: ${message.reason}`);
       return;
     }
     if (message.type !== 'hello') throw new ProtocolError(`${message.type} before hello`);
     if (message.version !== PROTOCOL_VERSION) {
       throw new ProtocolError(`version ${message.version} instead of ${PROTOCOL_VERSION}`);
     }
-    this.#greeted = true;
-    this.#hello.resolve({ kernel: message.kernel, agent: message.agent });
+    this.#greeting = { kernel: message.kernel, agent: message.agent };
+    this.#hello.resolve(this.#greeting);
   }
 
-  #onReply(reply: ReplyMessage): void {
-    if (reply.id === this.#pingId && this.#pingId !== 0) {
-      this.#pingId = 0;
-      this.#missedPings = 0;
+  #onReply(reply: Extract<GuestMessage, { type: 'reply' }>): void {
+    if (reply.id === this.#operations.pingId && reply.id !== 0) {
+      this.#operations.pingId = 0;
+      this.#watchdog.answered();
       return;
     }
-    if (this.#abandoned.delete(reply.id)) return;
-    const operation = this.#operations.get(reply.id);
-    if (operation === undefined || !operation.sent) {
-      throw new ProtocolError(`reply for operation ${reply.id}, which is not live`);
-    }
-    this.#forget(operation);
+    const operation = this.#operations.finish(reply);
+    if (operation === undefined) return;
+    this.#settled(operation);
     operation.finish(reply);
   }
 
-  #breakOff(message: string, cause?: Error): void {
+  #breakOff(problem: string, cause?: Error): void {
     this.#transport.disconnect();
-    this.fail(() => protocolError(message, cause));
+    this.#broken(problem, cause);
   }
 
-  #forget(operation: Operation): void {
-    if (!this.#operations.delete(operation.id)) return;
+  #broken(problem: string, cause?: Error): void {
+    this.fail(() => protocolError(`The guest agent ${problem}`, cause));
+    this.#onBroken?.(problem);
+  }
+
+  /** An operation is over: nothing of it is sent any more. */
+  #settled(operation: Operation): void {
     this.#scheduled.delete(operation.input);
     this.#scheduled.delete(operation.output);
     this.#scheduled.delete(operation.error);
-    if (this.#operations.size === 0) this.#stopWatchdog();
-    this.#hold.release();
+    if (this.#operations.waiting === 0) this.#watchdog.stop();
   }
 
   #abandon(operation: Operation, message: string): void {
     if (operation.over) return;
-    this.#forget(operation);
-    this.#abandoned.add(operation.id);
+    this.#operations.abandon(operation);
+    this.#settled(operation);
     this.sendNow(() => encodeCancel(operation.id));
     operation.fail(new VmError({ code: 'ERR_VM_AGENT_UNRESPONSIVE', message }));
   }
 
-  // Counts intervals rather than time: a process that was stopped for a minute wakes up to expired
-  // timers and unread answers alike.
-  #startWatchdog(): void {
-    this.#missedPings = 0;
-    this.#watchdog = setInterval(() => {
-      if (this.#pingId === 0) {
-        this.ping();
-        return;
-      }
-      if (++this.#missedPings < MAX_MISSED_PINGS) return;
-      this.#missedPings = 0;
-      const seconds = (MAX_MISSED_PINGS * this.#pingIntervalMs) / 1000;
-      for (const operation of [...this.#operations.values()]) {
-        this.#abandon(operation, `The guest agent has not answered for ${seconds} s`);
-      }
-    }, this.#pingIntervalMs).unref();
-  }
-
-  #stopWatchdog(): void {
-    clearInterval(this.#watchdog);
-    this.#watchdog = undefined;
+  #abandonAll(seconds: number): void {
+    const message = `The guest agent has not answered for ${seconds} s`;
+    for (const operation of this.#operations.waitedFor) this.#abandon(operation, message);
   }
 }

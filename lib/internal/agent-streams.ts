@@ -10,6 +10,9 @@ import {
   ProtocolError,
 } from './protocol.js';
 
+/** What one Buffer costs besides its bytes, generously: a guest may send single ones. */
+const CHUNK_COST_BYTES = 256;
+
 /** Sends frames of streams when the connection has room; see `AgentConnection`. */
 export interface StreamScheduler {
   /** Calls `stream.nextFrame()` until it returns nothing, as soon as there is room. */
@@ -19,6 +22,32 @@ export interface StreamScheduler {
 export interface ScheduledStream {
   /** Returns one frame that is due, or `undefined` when there is none. */
   nextFrame(): Buffer | undefined;
+}
+
+/** Where an {@link IncomingStream} stands that goes on in a fork. */
+export interface IncomingState {
+  /** Bytes that the host has received. */
+  readonly received: number;
+  /** Absolute offset up to which the guest may send. */
+  readonly limit: number;
+  readonly ended: boolean;
+}
+
+/** Where an {@link OutgoingStream} stands that goes on in a fork. */
+export interface OutgoingState {
+  /** Bytes that the guest has received. */
+  readonly sent: number;
+  /** Absolute offset up to which the host may send. */
+  readonly limit: number;
+  /** Whether the guest was told the end. */
+  readonly ended: boolean;
+}
+
+/** Room for bytes that arrive before anybody takes them; see {@link IncomingStream.restore}. */
+export interface UnreadRoom {
+  /** Counts that many more, or says why they cannot be kept. */
+  take(bytes: number): Error | undefined;
+  give(bytes: number): void;
 }
 
 /** Who takes the bytes of an {@link IncomingStream}. */
@@ -45,6 +74,12 @@ export class IncomingStream implements ScheduledStream {
   #limitSent = 0;
   #received = 0;
   #over: 'ended' | Error | undefined;
+  /** What came before there was a sink */
+  #unread: Buffer[] = [];
+  #unreadBytes = 0;
+  #unreadCost = 0;
+  #room: UnreadRoom | undefined;
+  #lost: Error | undefined;
 
   constructor(id: number, stream: OutputStream, scheduler: StreamScheduler) {
     this.#id = id;
@@ -52,9 +87,34 @@ export class IncomingStream implements ScheduledStream {
     this.#scheduler = scheduler;
   }
 
-  /** Bytes received so far. */
-  get received(): number {
-    return this.#received;
+  /**
+   * Goes on where a stream of a frozen VM was. The guest may use the window that was granted there
+   * before anybody takes this stream here: that waits in `room`.
+   */
+  restore({ received, limit, ended }: IncomingState, room: UnreadRoom): void {
+    this.#received = received;
+    this.#limit = limit;
+    this.#limitSent = limit;
+    this.#room = room;
+    if (ended) this.#over = 'ended';
+  }
+
+  get state(): IncomingState {
+    return {
+      received: this.#received,
+      limit: this.#limitSent,
+      ended: this.#over === 'ended',
+    };
+  }
+
+  /** Why bytes were thrown away before anybody took them. */
+  get lost(): Error | undefined {
+    return this.#lost;
+  }
+
+  /** Offset of the first byte that a sink attached now gets. */
+  get position(): number {
+    return this.#received - this.#unreadBytes;
   }
 
   /** Whether the operation failed before the stream ended. */
@@ -62,8 +122,18 @@ export class IncomingStream implements ScheduledStream {
     return this.#over instanceof Error;
   }
 
-  /** Connects the one sink; it is told at once if the stream is over already. */
+  /** Connects the one sink; it is told at once what came before it, and if the stream is over. */
   attach(sink: StreamSink): void {
+    const unread = this.#unread;
+    this.#room?.give(this.#unreadCost);
+    this.#unread = [];
+    this.#unreadBytes = 0;
+    this.#unreadCost = 0;
+    for (const chunk of unread) sink.onData(chunk);
+    if (this.#lost !== undefined) {
+      sink.onError(this.#lost);
+      return;
+    }
     this.#sink = sink;
     if (this.#over === 'ended') sink.onEnd();
     else if (this.#over !== undefined) sink.onError(this.#over);
@@ -101,7 +171,19 @@ export class IncomingStream implements ScheduledStream {
       throw new ProtocolError(`data of stream ${this.#stream} beyond its limit`);
     }
     this.#received += bytes.length;
-    this.#sink?.onData(bytes);
+    if (this.#sink !== undefined) this.#sink.onData(bytes);
+    else this.#keep(bytes);
+  }
+
+  #keep(bytes: Buffer): void {
+    if (this.#lost !== undefined) return;
+    const cost = bytes.length + CHUNK_COST_BYTES;
+    this.#lost = this.#room?.take(cost);
+    if (this.#lost !== undefined) return;
+    // A copy, since a view would keep the whole batch alive that it came with.
+    this.#unread.push(Buffer.from(bytes));
+    this.#unreadBytes += bytes.length;
+    this.#unreadCost += cost;
   }
 
   end(offset: number): void {
@@ -152,6 +234,17 @@ export class OutgoingStream implements ScheduledStream {
     this.#id = id;
     this.#limit = limit;
     this.#scheduler = scheduler;
+  }
+
+  /** Goes on where a stream of a frozen VM was. */
+  restore({ sent, limit, ended }: OutgoingState): void {
+    this.#sent = sent;
+    this.#limit = limit;
+    if (ended) this.#state = 'over';
+  }
+
+  get state(): OutgoingState {
+    return { sent: this.#sent, limit: this.#limit, ended: this.#state === 'over' };
   }
 
   /** Sends a chunk; `done` is called when all of it is on its way, or cannot be any more. */

@@ -18,12 +18,16 @@ export class Collector implements StreamSink {
   #buffer = Buffer.alloc(0);
   #length = 0;
   #stopped = false;
+  /** Offset in the stream at which collecting stops */
+  readonly #end: number;
 
   /** `onOverflow` is called once, with the first byte beyond `maxBytes`. */
   constructor(stream: IncomingStream, maxBytes: number, onOverflow: () => void) {
     this.#stream = stream;
     this.#maxBytes = maxBytes;
     this.#onOverflow = onOverflow;
+    // The guest may send one byte too many, so that too much can be told from just enough.
+    this.#end = stream.position + maxBytes + 1;
     stream.attach(this);
     this.#grant();
   }
@@ -56,9 +60,8 @@ export class Collector implements StreamSink {
 
   onError(): void {}
 
-  /** The guest may send one byte too many, so that too much can be told from just enough. */
   #grant(): void {
-    this.#stream.grant(COLLECT_WINDOW_BYTES, this.#maxBytes + 1);
+    this.#stream.grant(COLLECT_WINDOW_BYTES, this.#end);
   }
 
   #reserve(bytes: number): void {

@@ -20,10 +20,20 @@ export interface LoopHold {
   release(): void;
 }
 
+/** A request was given up by whoever made it. */
+export class RequestCancelled extends Error {
+  override readonly name = 'RequestCancelled';
+}
+
+/** How the core says so. */
+const CANCELLED = 'ERR_VM_CANCELLED';
+
 interface Answer {
   readonly value?: unknown;
   readonly error?: NativeError;
 }
+
+type Receiver = (answer: Answer) => void;
 
 /** The addon's core with promises for its requests and a listener for each VM. */
 export class Core implements LoopHold {
@@ -36,10 +46,11 @@ export class Core implements LoopHold {
   }
 
   readonly native: NativeCore;
-  readonly #requests = new Map<number, Deferred<Answer>>();
+  readonly #requests = new Map<number, Receiver>();
   readonly #listeners = new Map<number, VmListener>();
   #lastRequest = 0;
   #lastVm = 0;
+  #lastSnapshot = 0;
   #holds = 0;
 
   private constructor() {
@@ -58,20 +69,50 @@ export class Core implements LoopHold {
     this.#listeners.delete(vm);
   }
 
-  /** Posts one request and waits for its answer; holds the event loop meanwhile. */
-  async request<T>(post: (request: number) => void): Promise<T> {
+  /** A number that names a snapshot in every later call. */
+  newSnapshot(): number {
+    return ++this.#lastSnapshot;
+  }
+
+  /**
+   * Posts one request and waits for its answer; holds the event loop meanwhile.
+   *
+   * `receive` gets the answer where it stands among the events of its VM: those behind it have not
+   * been delivered yet.
+   */
+  request<T, R = T>(post: (request: number) => void, receive?: (value: T) => R): Promise<R> {
+    return this.requestUnlessNow<T, R>((id) => {
+      post(id);
+      return undefined;
+    }, receive);
+  }
+
+  /** The same for a request that may be answered at once: `post` then returns the answer. */
+  async requestUnlessNow<T, R = T>(
+    post: (request: number) => T | undefined,
+    receive: (value: T) => R = (value) => value as unknown as R,
+  ): Promise<R> {
     const request = ++this.#lastRequest;
-    const answer = new Deferred<Answer>();
-    this.#requests.set(request, answer);
+    const now = post(request);
+    if (now !== undefined) return receive(now);
+    const answered = new Deferred<{ readonly value: R } | { readonly error: NativeError }>();
+    this.#requests.set(request, ({ value, error }) => {
+      this.#requests.delete(request);
+      try {
+        answered.resolve(error === undefined ? { value: receive(value as T) } : { error });
+      } catch (thrown) {
+        answered.reject(thrown);
+      }
+    });
     this.acquire();
     try {
-      post(request);
-      const { value, error } = await answer.promise;
+      const outcome = await answered.promise;
+      if ('value' in outcome) return outcome.value;
       // Made here rather than where the event came in: the caller is on this stack.
-      if (error !== undefined) throw fromNative(error);
-      return value as T;
+      const { error } = outcome;
+      if (error.code === CANCELLED) throw new RequestCancelled(error.message);
+      throw fromNative(error);
     } finally {
-      this.#requests.delete(request);
       this.release();
     }
   }
@@ -91,10 +132,10 @@ export class Core implements LoopHold {
   #dispatchOne(event: NativeEvent): void {
     switch (event.type) {
       case 'done':
-        this.#requests.get(event.request)?.resolve({ value: event.value });
+        this.#requests.get(event.request)?.({ value: event.value });
         return;
       case 'failed':
-        this.#requests.get(event.request)?.resolve({ error: event.error });
+        this.#requests.get(event.request)?.({ error: event.error });
         return;
       default: {
         const listener = this.#listeners.get(event.vm);

@@ -3,6 +3,7 @@
 import { AbortError, describeErrno, ExecError, VmError, type VmErrorCode } from '../errors.js';
 import type { ExecResult, ExecStatus } from '../exec.js';
 import type { Operation } from './agent-connection.js';
+import { boundedCommand } from './agent-state.js';
 import { escapeControl } from './console-buffer.js';
 import { Deferred } from './deferred.js';
 import { type Observation, observe } from './diagnostics.js';
@@ -18,6 +19,8 @@ type Ending = { readonly kind: 'error'; readonly make: () => Error } | { readonl
 
 const E2BIG = 7;
 
+const runs = new WeakMap<Operation, unknown>();
+
 export class ExecRun<T extends string | Buffer> {
   readonly stdin: InputPort;
   readonly stdout: OutputPort;
@@ -25,11 +28,14 @@ export class ExecRun<T extends string | Buffer> {
   readonly result = new Deferred<ExecResult<T>>();
   readonly exited = new Deferred<ExecStatus>();
   readonly #startedAt = performance.now();
+  readonly #startedAtMs = Date.now();
   readonly #site: { stack?: string } = {};
   readonly #guest: Guest;
   readonly #exec: CheckedExec;
   readonly #operation: Operation;
   readonly #observation: Observation;
+  /** Names the command in this VM and its forks */
+  readonly #id: string;
   #started: Deferred<{ id: string; pid: number }> | undefined;
   #wantsOutput = false;
   #endsInput = false;
@@ -37,16 +43,34 @@ export class ExecRun<T extends string | Buffer> {
   #timer: NodeJS.Timeout | undefined;
   #status: ExecStatus = { exitCode: null, signal: null };
 
-  constructor(guest: Guest, exec: CheckedExec, callee: new (...args: never[]) => unknown) {
+  /** Who started the command of that operation, or attached to it. */
+  static of<T extends string | Buffer>(operation: Operation): ExecRun<T> | undefined {
+    return runs.get(operation) as ExecRun<T> | undefined;
+  }
+
+  /**
+   * Starts a command, or takes over one that runs.
+   *
+   * @param callee - the function on the stack whose caller the stacks of errors begin with.
+   */
+  constructor(
+    guest: Guest,
+    exec: CheckedExec,
+    callee: (...args: never[]) => unknown,
+    running?: Operation,
+  ) {
     this.#guest = guest;
     this.#exec = exec;
+    this.#id = running?.command?.id ?? guest.nextCommandId();
     Error.captureStackTrace(this.#site, callee);
-    this.#observation = observe('exec', guest, 'exec', () => describe(exec));
-    const refusal = this.#refusal();
-    this.#operation =
-      refusal === undefined
-        ? guest.agent.begin('exec', (operation) => this.#encode(operation))
-        : guest.agent.refuse(refusal);
+    this.#observation =
+      running === undefined
+        ? observe('exec', guest, 'exec', () => describe(exec))
+        : observe('exec', guest, 'attach', () => ({ id: this.#id, command: exec.command }));
+    this.#operation = running ?? this.#begin();
+    runs.set(this.#operation, this);
+    const lost = running?.output.lost ?? running?.error.lost;
+    if (lost !== undefined) this.#ending = { kind: 'error', make: () => lost };
     const { input, output, error } = this.#operation;
     const overflow = (name: string) => () => this.#end(() => this.#overflow(name));
     this.stdin = new InputPort(exec.stdin, input);
@@ -64,6 +88,7 @@ export class ExecRun<T extends string | Buffer> {
       exec.maxOutputBytes,
       overflow('stderr'),
     );
+    if (running !== undefined) this.stdin.connect();
     this.#run().catch((error: unknown) => this.#reject(error));
   }
 
@@ -85,14 +110,14 @@ export class ExecRun<T extends string | Buffer> {
     if (this.#started === undefined) {
       const started = new Deferred<{ id: string; pid: number }>();
       this.#started = started;
-      const { id } = this.#operation;
       this.#operation.started.then(
-        (pid) => started.resolve({ id: `${this.#guest.id}/${id}`, pid }),
+        (pid) => started.resolve({ id: this.#id, pid }),
         // The result knows better why it did not start.
         (error: unknown) => this.result.promise.then(() => started.reject(error), started.reject),
       );
       // The request has allowed the guest to hold the message back.
-      if (this.#operation.sent) this.#guest.agent.ping();
+      const { sent, over, pid } = this.#operation;
+      if (sent && !over && pid === undefined) this.#guest.agent.ping();
     }
     return this.#started.promise;
   }
@@ -122,6 +147,13 @@ export class ExecRun<T extends string | Buffer> {
 
   get encoding(): BufferEncoding | 'buffer' {
     return this.#exec.encoding;
+  }
+
+  #begin(): Operation {
+    const { agent } = this.#guest;
+    const refusal = this.#refusal();
+    if (refusal !== undefined) return agent.refuse(refusal);
+    return agent.begin('exec', (operation) => this.#encode(operation));
   }
 
   async #run(): Promise<void> {
@@ -241,14 +273,23 @@ export class ExecRun<T extends string | Buffer> {
 
   #encode(operation: Operation): Buffer {
     this.#claimUntaken();
-    const { args, env, cwd } = this.#exec;
+    const { command, args, env, cwd } = this.#exec;
+    const streams = {
+      stdin: this.stdin.connect(),
+      stdout: this.stdout.connected,
+      stderr: this.stderr.connected,
+    };
+    operation.command = {
+      id: this.#id,
+      command: boundedCommand(command),
+      startedAtMs: this.#startedAtMs,
+      ...streams,
+    };
     return encodeExec(operation.id, {
       args,
       env: environmentList(env),
       ...(cwd !== undefined && { cwd }),
-      stdin: this.stdin.connect(),
-      stdout: this.stdout.connected,
-      stderr: this.stderr.connected,
+      ...streams,
       lazyStart: this.#started === undefined,
       outputLimit: operation.output.takeInitialLimit(),
       errorLimit: operation.error.takeInitialLimit(),

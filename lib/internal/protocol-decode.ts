@@ -51,6 +51,12 @@ export class FrameDecoder {
     return this.#headerBytes + this.#payloadBytes;
   }
 
+  /** Those bytes; pushed into another decoder they continue there. */
+  get pending(): Buffer {
+    const payload = this.#payload?.subarray(0, this.#payloadBytes) ?? Buffer.alloc(0);
+    return Buffer.concat([this.#header.subarray(0, this.#headerBytes), payload]);
+  }
+
   /** Returns the frames that are complete with this chunk. After it threw once it always throws. */
   push(chunk: Uint8Array): Frame[] {
     if (this.#failure) throw this.#failure;

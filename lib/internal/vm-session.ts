@@ -1,24 +1,28 @@
-// One VM behind its public handle: events of the core, boot, exit and release.
+// One VM behind its public handle: what state it is in, who waits for it, and its release.
 //
 // The core's table holds sessions strongly and a session holds its handle weakly, so that a handle
 // that nobody has any more can be collected and its VM be closed.
 
-import { AbortError, VmError } from '../errors.js';
-import type {
-  NativeBootTimes,
-  NativeExitReason,
-  NativeVmConfig,
-  NativeVmStats,
-} from '../native.js';
+import type { VmError } from '../errors.js';
+import type { NativeExitReason, NativeVmStats } from '../native.js';
 import type { VmExit, VmTimings } from '../vm.js';
 import { AgentConnection } from './agent-connection.js';
+import type { AgentState } from './agent-state.js';
 import { ConsoleBuffer } from './console-buffer.js';
 import type { Core, VmListener } from './core.js';
 import { Deferred } from './deferred.js';
 import { type Observation, observe } from './diagnostics.js';
-import { CONTROL_PORT, encodeConfigure } from './protocol.js';
+import { type CheckedFork, DEFAULT_FORK_TIMEOUT_MS } from './fork-options.js';
+import { CONTROL_PORT } from './protocol.js';
+import { Renewal } from './renewal.js';
+import type { VmState } from './session-state.js';
+import type { SnapshotCore } from './snapshot-core.js';
+import { Turns } from './turns.js';
+import type { Environment } from './validate.js';
+import { closedError, exitedError, noSnapshotError, pausedError, resetError } from './vm-errors.js';
+import { Wait, type WaitOptions } from './wait.js';
 
-export type VmState = 'running' | 'exited' | 'closed';
+export type SessionState = 'running' | 'paused' | 'exited' | 'closed';
 
 /** What a session tells its handle. */
 export interface SessionObserver {
@@ -26,52 +30,99 @@ export interface SessionObserver {
   onExit(exit: VmExit): void;
 }
 
-export interface BootRequest {
-  readonly config: NativeVmConfig;
+export interface SessionInit {
+  readonly id: string;
+  readonly parentId: string | null;
+  /** Of every command, complete. */
+  readonly env: Environment;
   readonly hostname: string;
-  readonly bootTimeoutMs: number;
-  readonly signal: AbortSignal | undefined;
-  /** `performance.now()` of the call. */
-  readonly startedAt: number;
+  readonly memoryBytes: number;
+  readonly vcpus: number;
 }
 
+/** Where a fork comes from, and how it was asked for. */
+export interface SessionOrigin {
+  readonly snapshot: SnapshotCore;
+  readonly options: Pick<CheckedFork, 'start' | 'unique' | 'timeoutMs'>;
+}
+
+/** How a booted VM is renewed that is reset to a snapshot. */
+const DEFAULT_RENEWAL = { timeoutMs: DEFAULT_FORK_TIMEOUT_MS } as const;
+
 export class VmSession implements VmListener {
-  readonly agent: AgentConnection;
-  readonly #core: Core;
-  readonly #vm: number;
+  readonly core: Core;
+  /** Names it in calls of the addon. */
+  readonly vm: number;
+  readonly id: string;
+  readonly parentId: string | null;
+  readonly env: Environment;
+  readonly hostname: string;
+  readonly memoryBytes: number;
+  readonly vcpus: number;
+  /** What changes the VM as a whole, one at a time: freezing, pausing, resetting. */
+  readonly turns = new Turns();
+  timings: VmTimings | undefined;
+  #agent: AgentConnection;
   readonly #console = new ConsoleBuffer();
   readonly #exited = new Deferred<VmExit>();
   /** From creation to exit, for diagnostics */
   readonly #life: Observation;
-  /** What ends a boot from outside; made into an error where the caller is on the stack. */
-  readonly #bootFailure = new Deferred<() => Error>();
+  readonly #waits = new Set<Wait>();
+  readonly #origin: SessionOrigin | undefined;
+  /** Absent while nothing has to be confirmed */
+  #renewal: Renewal | undefined;
+  /** Where the agent is; a fork at `'program'` is not where its agent is */
+  #at: 'agent' | 'program' = 'agent';
+  #generation = 0n;
   #observer: WeakRef<SessionObserver> | undefined;
-  #state: VmState = 'running';
+  #state: 'running' | 'exited' | 'closed' = 'running';
+  #paused = false;
+  /** Why nothing can be asked of the VM any more */
+  #over: (() => VmError) | undefined;
   #exit: VmExit | undefined;
   #connection: number | undefined;
+  /** Counts resets, of which only the last one matters */
+  #resets = 0;
+  #commands = 0;
   #closing: Promise<void> | undefined;
+  #releasing: Promise<void> | undefined;
   #holdsLoop = false;
 
-  constructor(core: Core, vm: { readonly id: string; readonly parentId: string | null }) {
-    this.#core = core;
-    this.#life = observe('exit', vm, 'exit', () => ({}));
-    this.#vm = core.add(this);
-    this.agent = new AgentConnection(
-      {
-        send: (data) => this.#onConnection((id) => core.native.send(this.#vm, id, data)),
-        consume: (bytes) => this.#onConnection((id) => core.native.consume(this.#vm, id, bytes)),
-        disconnect: () => this.#onConnection((id) => core.native.disconnect(this.#vm, id)),
-      },
-      core,
-    );
+  constructor(core: Core, init: SessionInit, origin?: SessionOrigin) {
+    this.core = core;
+    this.id = init.id;
+    this.parentId = init.parentId;
+    this.env = init.env;
+    this.hostname = init.hostname;
+    this.memoryBytes = init.memoryBytes;
+    this.vcpus = init.vcpus;
+    this.#life = observe('exit', init, 'exit', () => ({}));
+    // First, since it is what can fail.
+    origin?.snapshot.acquire();
+    this.#origin = origin;
+    this.vm = core.add(this);
+    this.#agent = this.#connect(origin?.snapshot.vm.agent);
+    if (origin !== undefined) {
+      this.#connection = origin.snapshot.info.connection;
+      this.#needRenewal(origin.snapshot, true);
+    }
   }
 
-  get state(): VmState {
-    return this.#state;
+  get state(): SessionState {
+    return this.#state === 'running' && this.#paused ? 'paused' : this.#state;
+  }
+
+  get agent(): AgentConnection {
+    return this.#agent;
   }
 
   get exited(): Promise<VmExit> {
     return this.#exited.promise;
+  }
+
+  /** A name for the next command, which no other command of this VM ever gets. */
+  nextCommandId(): string {
+    return `${this.id}/${++this.#commands}`;
   }
 
   observe(observer: SessionObserver): void {
@@ -82,71 +133,145 @@ export class VmSession implements VmListener {
     return this.#console.toString();
   }
 
-  /** Boots until the agent is configured. On failure the VM is gone when this rejects. */
-  async boot(request: BootRequest): Promise<VmTimings> {
-    const { bootTimeoutMs, signal } = request;
-    const left = Math.max(0, bootTimeoutMs - (performance.now() - request.startedAt));
-    const timer = setTimeout(() => {
-      this.#bootFailure.resolve(() => this.#bootTimeout(bootTimeoutMs));
-    }, left).unref();
-    const onAbort = (): void => this.#bootFailure.resolve(() => new AbortError(signal?.reason));
-    signal?.addEventListener('abort', onAbort, { once: true });
-    // Boot has no operation at first, but somebody waits for it.
-    this.#core.acquire();
-    try {
-      const outcome = await Promise.race([this.#boot(request), this.#bootFailure.promise]);
-      if (typeof outcome === 'function') throw outcome();
-      return outcome;
-    } catch (error) {
-      await this.close();
-      throw error;
-    } finally {
-      this.#core.release();
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', onAbort);
-    }
+  /** The end of the console, safe to print. */
+  consoleTail(): string {
+    return this.#console.tail();
   }
 
-  async #boot({ config, hostname, startedAt }: BootRequest): Promise<VmTimings> {
-    const postedAt = performance.now();
-    const times = await this.#core.request<NativeBootTimes>((id) =>
-      this.#core.native.createVm(id, this.#vm, config),
+  /** Throws why the VM cannot be worked with, if it cannot. */
+  expectRunning(): void {
+    if (this.#over !== undefined) throw this.#over();
+    if (this.#paused) throw pausedError();
+  }
+
+  /** A wait that also ends with the VM, or with its reset. The caller ends it. */
+  wait(options: Omit<WaitOptions, 'onEnd'>): Wait {
+    const wait = new Wait({ ...options, onEnd: (ended) => this.#waits.delete(ended) });
+    if (this.#over !== undefined) wait.cut(this.#over);
+    else this.#waits.add(wait);
+    return wait;
+  }
+
+  /**
+   * Resolves when the guest is known to be unique, which it is made if need be. Nobody has to
+   * listen when it rejects.
+   */
+  confirmed(): Promise<void> {
+    if (this.#renewal === undefined) return Promise.resolve();
+    this.#renewal.begin();
+    return this.#renewal.ready;
+  }
+
+  /** Whether a parked program takes care of its own uniqueness, so that a call need not wait. */
+  get programIsUnique(): boolean {
+    return this.#at === 'program' && this.#origin?.options.unique === 'program';
+  }
+
+  /** A fork has been handed over: lets it run if it was asked to run at once. */
+  start(): void {
+    if (this.#origin?.options.start === 'now' && !this.programIsUnique) this.#renewal?.begin();
+  }
+
+  /** What forks take over; while the VM is frozen. */
+  exportState(): VmState {
+    const env = Object.entries(this.env).flatMap(([name, value]) =>
+      value === undefined ? [] : [[name, value] as const],
     );
-    await this.agent.hello;
-    const helloAt = performance.now();
-    const reply = await this.agent.begin('other', ({ id }) => encodeConfigure(id, { hostname }))
-      .reply;
-    if (reply.errno !== 0) {
-      throw new VmError({
-        code: 'ERR_VM_AGENT_PROTOCOL',
-        message: `The guest agent refused its configuration: errno ${reply.errno}`,
-        errno: -reply.errno,
-      });
-    }
-    const readyAt = performance.now();
-    const ms = (from: number, to: number): number => (to - from) / 1e6;
+    const generation = this.#generation.toString(16);
     return {
-      prepareMs: postedAt - startedAt,
-      createMs: ms(0, times.vmCreated),
-      loadMs: ms(times.vmCreated, times.kernelLoaded),
-      startMs: ms(times.kernelLoaded, times.entered),
-      guestMs: helloAt - postedAt - ms(0, times.entered),
-      configureMs: readyAt - helloAt,
-      totalMs: readyAt - startedAt,
+      env: Object.fromEntries(env),
+      hostname: this.hostname,
+      agent: { ...this.#agent.exportState(), generation },
     };
   }
 
   async stats(): Promise<NativeVmStats> {
-    if (this.#state === 'closed') throw this.#closedError();
-    return await this.#core.request((id) => this.#core.native.stats(id, this.#vm));
+    if (this.#releasing !== undefined && this.#over !== undefined) throw this.#over();
+    return await this.core.request((id) => this.core.native.stats(id, this.vm));
+  }
+
+  async pause(): Promise<void> {
+    await this.turns.run(async () => {
+      if (this.#over !== undefined) throw this.#over();
+      if (this.#paused) return;
+      this.#paused = true;
+      const agent = this.#agent;
+      agent.suspend(pausedError);
+      try {
+        await this.core.request((id) => this.core.native.pauseVm(id, this.vm));
+      } catch (error) {
+        this.#paused = false;
+        agent.resume();
+        throw error;
+      }
+    });
+  }
+
+  async resume(): Promise<void> {
+    await this.turns.run(async () => {
+      if (this.#over !== undefined) throw this.#over();
+      if (!this.#paused) return;
+      await this.core.request((id) => this.core.native.resumeVm(id, this.vm));
+      this.#paused = false;
+      this.#agent.resume();
+    });
+  }
+
+  /**
+   * Puts the VM back to a snapshot. What is pending fails at once; what is asked of the VM from now
+   * on waits for the reset.
+   */
+  async reset(to: SnapshotCore | undefined): Promise<void> {
+    if (this.#over !== undefined) throw this.#over();
+    const snapshot = to ?? this.#origin?.snapshot;
+    if (snapshot === undefined) throw noSnapshotError();
+    expectSameSize(this, snapshot.info);
+    snapshot.acquire();
+    try {
+      await this.#reset(snapshot);
+    } finally {
+      await snapshot.release();
+    }
+  }
+
+  async #reset(snapshot: SnapshotCore): Promise<void> {
+    const reset = ++this.#resets;
+    for (const wait of [...this.#waits]) wait.cut(resetError);
+    this.#renewal?.fail(resetError);
+    this.#agent.fail(resetError);
+    // What still comes of the old connection is nobody's.
+    this.#connection = undefined;
+    const agent = this.#connect(snapshot.vm.agent);
+    this.#agent = agent;
+    agent.gate.close('reset');
+    const renewal = this.#needRenewal(snapshot, false);
+    await this.turns
+      .run(async () => {
+        if (this.#over !== undefined) throw this.#over();
+        await this.core.request<unknown, void>(
+          (id) => this.core.native.resetVm(id, this.vm, snapshot.number),
+          () => {
+            if (reset === this.#resets) this.#connection = snapshot.info.connection;
+          },
+        );
+        this.#paused = false;
+      })
+      .catch((error: VmError) => {
+        agent.fail(() => error);
+        renewal?.fail(() => error);
+        throw error;
+      });
+    if (reset !== this.#resets) return;
+    agent.gate.open('reset');
+    renewal?.begin();
   }
 
   /** Whether the running VM itself keeps the event loop alive. */
   holdLoop(hold: boolean): void {
     if (hold === this.#holdsLoop || (hold && this.#state !== 'running')) return;
     this.#holdsLoop = hold;
-    if (hold) this.#core.acquire();
-    else this.#core.release();
+    if (hold) this.core.acquire();
+    else this.core.release();
   }
 
   /** Stops and releases the VM; resolves when nothing of it is left. */
@@ -157,14 +282,20 @@ export class VmSession implements VmListener {
 
   async #close(): Promise<void> {
     this.#state = 'closed';
-    this.holdLoop(false);
-    this.agent.fail(() => this.#closedError());
+    this.#end(closedError);
     try {
-      await this.#core.request((id) => this.#core.native.closeVm(id, this.#vm));
+      await this.#release();
     } finally {
-      this.#core.remove(this.#vm);
+      this.core.remove(this.vm);
       this.#setExit('closed', 'The VM was closed');
     }
+  }
+
+  #release(): Promise<void> {
+    this.#releasing ??= this.core
+      .request<void>((id) => this.core.native.closeVm(id, this.vm))
+      .finally(() => this.#origin?.snapshot.release());
+    return this.#releasing;
   }
 
   // From the core.
@@ -175,12 +306,7 @@ export class VmSession implements VmListener {
   }
 
   onExit({ reason, detail }: { reason: NativeExitReason; detail: string }): void {
-    if (this.#state !== 'running') return;
-    this.#state = 'exited';
-    this.holdLoop(false);
-    this.#setExit(reason, detail);
-    this.#bootFailure.resolve(() => this.#exitedError());
-    this.agent.fail(() => this.#exitedError());
+    this.#stopped(reason, detail, () => exitedError(reason, detail, this.#console.tail()));
   }
 
   onConnectionOpened(connection: number, port: number): void {
@@ -189,21 +315,90 @@ export class VmSession implements VmListener {
   }
 
   onConnectionData(connection: number, data: Uint8Array): void {
-    if (connection === this.#connection) this.agent.receive(data);
+    if (connection === this.#connection) this.#agent.receive(data);
   }
 
   onConnectionSent(connection: number, bytes: number): void {
-    if (connection === this.#connection) this.agent.sent(bytes);
+    if (connection === this.#connection) this.#agent.sent(bytes);
   }
 
   onConnectionClosed(connection: number): void {
     if (connection !== this.#connection) return;
     this.#connection = undefined;
-    this.agent.closed();
+    this.#agent.closed();
+  }
+
+  #connect(state?: AgentState): AgentConnection {
+    const { native } = this.core;
+    return new AgentConnection(
+      {
+        send: (data) => this.#onConnection((id) => native.send(this.vm, id, data)),
+        consume: (bytes) => this.#onConnection((id) => native.consume(this.vm, id, bytes)),
+        disconnect: () => this.#onConnection((id) => native.disconnect(this.vm, id)),
+      },
+      this.core,
+      {
+        ...(state !== undefined && {
+          state,
+          onRenewed: (message) => this.#renewal?.onRenewed(message),
+          onBroken: (message) => this.#renewal?.refuse(message),
+        }),
+      },
+    );
   }
 
   #onConnection(use: (connection: number) => void): void {
     if (this.#connection !== undefined && this.#state === 'running') use(this.#connection);
+  }
+
+  /** Holds back all work until the guest has confirmed that it is unique. */
+  #needRenewal(snapshot: SnapshotCore, restored: boolean): Renewal {
+    const agent = this.#agent;
+    const { timeoutMs } = this.#origin?.options ?? DEFAULT_RENEWAL;
+    this.#at = snapshot.at;
+    const renewal = new Renewal(
+      {
+        start: () => {
+          // An agent that parked looks by itself; where a program did, it has to be told.
+          if (snapshot.at === 'agent') this.core.native.enterVm(this.vm);
+          else agent.renew();
+        },
+        isPaused: () => this.#paused,
+        succeeded: (generation) => {
+          this.#generation = generation;
+          agent.gate.open('renewal');
+        },
+        failed: (error) => this.#failClosed(error),
+      },
+      this.core,
+      { parentGeneration: BigInt(`0x${snapshot.vm.agent.generation}`), timeoutMs, restored },
+    );
+    this.#renewal = renewal;
+    agent.gate.close('renewal');
+    agent.gate.onceHeld(() => renewal.begin());
+    return renewal;
+  }
+
+  /** A fork that is not known to be unique must not run on. */
+  #failClosed(error: () => VmError): void {
+    this.#stopped('not-unique', error().message, error);
+    this.#release().catch(() => {});
+  }
+
+  #stopped(reason: VmExit['reason'], detail: string, error: () => VmError): void {
+    if (this.#state !== 'running') return;
+    this.#state = 'exited';
+    this.#setExit(reason, detail);
+    this.#end(error);
+  }
+
+  /** Fails everything that is asked of the VM now and later. */
+  #end(error: () => VmError): void {
+    this.#over = error;
+    this.holdLoop(false);
+    this.#agent.fail(error);
+    this.#renewal?.fail(error);
+    for (const wait of [...this.#waits]) wait.cut(error);
   }
 
   #setExit(reason: VmExit['reason'], detail: string): void {
@@ -213,28 +408,16 @@ export class VmSession implements VmListener {
     this.#life.succeed({ reason, detail });
     this.#observer?.deref()?.onExit(this.#exit);
   }
+}
 
-  #exitedError(): VmError {
-    const { reason, detail } = this.#exit ?? { reason: 'host-error', detail: '' };
-    const more = detail === '' ? '' : `: ${detail}`;
-    return new VmError({
-      code: 'ERR_VM_EXITED',
-      message: `The VM has stopped running (${reason}${more})`,
-      detail: this.#console.tail(),
-    });
-  }
-
-  #bootTimeout(bootTimeoutMs: number): VmError {
-    return new VmError({
-      code: 'ERR_VM_BOOT_TIMEOUT',
-      message:
-        `The guest agent did not answer within ${bootTimeoutMs} ms; the VM was closed. ` +
-        'The end of its console is in `detail`; raise bootTimeoutMs if it was still at work.',
-      detail: this.#console.tail(),
-    });
-  }
-
-  #closedError(): VmError {
-    return new VmError({ code: 'ERR_VM_CLOSED', message: 'The VM was closed' });
-  }
+function expectSameSize(
+  vm: Pick<SessionInit, 'memoryBytes' | 'vcpus'>,
+  snapshot: Pick<SessionInit, 'memoryBytes' | 'vcpus'>,
+): void {
+  if (vm.memoryBytes === snapshot.memoryBytes && vm.vcpus === snapshot.vcpus) return;
+  throw new RangeError(
+    'A VM can be reset to snapshots of its own size only: it has ' +
+      `${vm.memoryBytes} bytes and ${vm.vcpus} vCPUs, the snapshot has ` +
+      `${snapshot.memoryBytes} bytes and ${snapshot.vcpus}`,
+  );
 }

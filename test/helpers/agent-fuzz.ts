@@ -115,6 +115,8 @@ function sensibleFrame(random: Random, newId: number): Buffer {
       }),
     () => protocol.encodeSignal(id, random.pick([0, 2, 9, 15, 18, 19, 64, 65, 2 ** 31])),
     () => protocol.encodeCancel(id),
+    () => protocol.encodePark(newId, flag() ? 1 : 0),
+    () => protocol.encodeRenew(),
     () =>
       protocol.encodeData(
         id,

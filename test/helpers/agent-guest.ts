@@ -9,13 +9,13 @@ import path from 'node:path';
 import type { Duplex } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 
-import { type ExecCommand, type ExecOptions, ExecProcess } from '../../lib/exec.js';
+import type { ExecCommand, ExecOptions, ExecProcess } from '../../lib/exec.js';
 import { GuestFs } from '../../lib/guest-fs.js';
 import {
   AgentConnection,
   type AgentConnectionOptions,
 } from '../../lib/internal/agent-connection.js';
-import { checkExec } from '../../lib/internal/exec-options.js';
+import { startCommand } from '../../lib/internal/exec-start.js';
 import type { Guest } from '../../lib/internal/guest.js';
 import type { Environment } from '../../lib/internal/validate.js';
 
@@ -40,6 +40,17 @@ export class CountingHold {
   release(): void {
     this.held--;
   }
+}
+
+/** What commands and files know of a VM, for tests. */
+export function testGuest(
+  id: string,
+  agent: AgentConnection,
+  env: Environment,
+  owner: object,
+): Guest {
+  let commands = 0;
+  return { id, parentId: null, agent, env, owner, nextCommandId: () => `${id}/${++commands}` };
 }
 
 /** A "VM" whose guest is a process of the host. */
@@ -78,7 +89,7 @@ export class AgentGuest {
     socket.on('data', (data: Buffer) => this.agent.receive(data));
     socket.on('close', () => this.agent.closed());
     socket.on('error', () => {});
-    this.#guest = { id: 'vm-test', parentId: null, agent: this.agent, env, owner: this };
+    this.#guest = testGuest('vm-test', this.agent, env, this);
     this.fs = new GuestFs(this.#guest);
   }
 
@@ -99,7 +110,7 @@ export class AgentGuest {
     options?: ExecOptions & { encoding?: BufferEncoding },
   ): ExecProcess<string>;
   exec(command: ExecCommand, options?: ExecOptions): ExecProcess<string> | ExecProcess<Buffer> {
-    return new ExecProcess<string>(this.#guest, checkExec(command, options, this.#guest.env));
+    return startCommand(this.#guest, command, options);
   }
 
   /** A path inside the directory of this test. */

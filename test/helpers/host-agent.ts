@@ -130,15 +130,21 @@ export class HostAgent {
   readonly other: GuestMessage[] = [];
   readonly #operations = new Map<number, TestOperation>();
   readonly #decoder = new FrameDecoder();
+  readonly #waiters: (() => void)[] = [];
   #nextId = 1;
 
-  constructor(path: string, args: readonly string[] = []) {
+  constructor(
+    path: string,
+    args: readonly string[] = [],
+    env: Readonly<Record<string, string>> = {},
+  ) {
     const child = spawn(path, args, {
       stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
       // Looking for leaks takes /proc, which a confined agent does not have.
       env: {
         ASAN_OPTIONS: `detect_leaks=${args.length === 0 ? 1 : 0}`,
         UBSAN_OPTIONS: 'print_stacktrace=1',
+        ...env,
       },
     });
     this.pid = child.pid ?? 0;
@@ -165,10 +171,20 @@ export class HostAgent {
       else this.other.push(message);
       if (message.type === 'reply') this.#operations.delete(message.id);
     }
+    for (const wake of this.#waiters.splice(0)) wake();
   }
 
   send(...frames: Uint8Array[]): void {
     this.socket.write(Buffer.concat(frames));
+  }
+
+  /** Resolves with the first message outside of operations that `accept` likes, and takes it. */
+  async next<T extends GuestMessage>(accept: (message: GuestMessage) => message is T): Promise<T> {
+    for (;;) {
+      const index = this.other.findIndex(accept);
+      if (index >= 0) return this.other.splice(index, 1)[0] as T;
+      await new Promise<void>((resolve) => this.#waiters.push(resolve));
+    }
   }
 
   newId(): number {

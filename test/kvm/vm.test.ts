@@ -4,7 +4,13 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { describe, expect, test } from 'vitest';
 
-import { type DiagnosticsMessage, MiB, type Vm, type VmExit } from '../../lib/index.js';
+import {
+  type BootTimings,
+  type DiagnosticsMessage,
+  MiB,
+  type Vm,
+  type VmExit,
+} from '../../lib/index.js';
 import { compileGuestProgram } from '../helpers/guest-programs.js';
 import { hasKvm } from '../helpers/has-kvm.js';
 import { sharedVm } from '../helpers/shared-vm.js';
@@ -31,7 +37,7 @@ describe.runIf(hasKvm)('a VM with default options', () => {
     });
 
     test('timings, whose stages add up', () => {
-      const { totalMs, ...stages } = shared.vm.timings;
+      const { totalMs, ...stages } = shared.vm.timings as BootTimings;
 
       for (const ms of Object.values(stages)) expect(ms).toBeGreaterThanOrEqual(0);
       expect(stages.guestMs).toBeGreaterThan(0);

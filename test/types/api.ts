@@ -68,7 +68,7 @@ export async function lifecycle(): Promise<void> {
   await using vm = await Vm.create({ memoryBytes: 256 * MiB, vcpus: 2, env: { A: undefined } });
   vm.on('exit', (exit) => expectType<VmExit>()(exit, true));
   vm.on('console', (data) => expectType<Buffer>()(data, true));
-  expectType<'running' | 'exited' | 'closed'>()(vm.state, true);
+  expectType<'running' | 'paused' | 'exited' | 'closed'>()(vm.state, true);
   expectType<string | null>()(vm.parentId, true);
   expectType<DoctorReport>()(await doctor(), true);
   vm.ref().unref();

@@ -3,10 +3,10 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 
 import { VmError } from '../../lib/errors.js';
-import { ExecProcess } from '../../lib/exec.js';
+import type { ExecProcess } from '../../lib/exec.js';
 import { GuestFs } from '../../lib/guest-fs.js';
 import { AgentConnection } from '../../lib/internal/agent-connection.js';
-import { checkExec } from '../../lib/internal/exec-options.js';
+import { startCommand } from '../../lib/internal/exec-start.js';
 import type { Guest } from '../../lib/internal/guest.js';
 import {
   encodeFrame,
@@ -16,7 +16,7 @@ import {
   Stream,
   Tag,
 } from '../../lib/internal/protocol.js';
-import { AgentGuest, CountingHold } from '../helpers/agent-guest.js';
+import { AgentGuest, CountingHold, testGuest } from '../helpers/agent-guest.js';
 
 // The other side is written out by hand here: what a hostile agent may send, and what one that
 // stops answering does not.
@@ -52,12 +52,12 @@ class HandWrittenAgent {
       this.hold,
       { pingIntervalMs: 20, cancelTimeoutMs: 60, exitGraceMs: 20 },
     );
-    this.guest = { id: 'vm-x', parentId: null, agent: this.agent, env: {}, owner: this };
+    this.guest = testGuest('vm-x', this.agent, {}, this);
     this.fs = new GuestFs(this.guest);
   }
 
   exec(...[command, options]: Parameters<AgentGuest['exec']>): ExecProcess<string> {
-    return new ExecProcess<string>(this.guest, checkExec(command, options, {}));
+    return startCommand(this.guest, command, options) as ExecProcess<string>;
   }
 
   say(...frames: Buffer[]): void {

@@ -120,6 +120,7 @@ test('the report of doctor says what is wrong and what to do', () => {
       { name: 'platform', ok: true, found: 'linux on x64', needed: '', remedy: '' },
       { name: 'kvm', ok: false, found: 'EACCES', needed: 'access', remedy: 'Join group kvm.' },
     ],
+    maxForks: { count: 12, boundBy: 'RLIMIT_NOFILE' },
   });
 
   expect(text).toBe(`ok    platform  linux on x64
@@ -129,6 +130,7 @@ FAIL  kvm       EACCES
 
 backend: none
 quirks:  none
+forks:   12 more, bound by RLIMIT_NOFILE
 
 VMs cannot run on this host.
 `);

@@ -1,0 +1,102 @@
+// Forks as callers get them, of a snapshot or of a running VM.
+
+import type { ForkOptions } from '../snapshot.js';
+import { Vm } from '../vm.js';
+import { observe, observed } from './diagnostics.js';
+import { fork, newVmId } from './fork.js';
+import { checkForkLimits } from './fork-limits.js';
+import { type CheckedFork, checkFork, checkForkCount } from './fork-options.js';
+import type { SnapshotCore } from './snapshot-core.js';
+import type { VmSession } from './vm-session.js';
+
+/** What is forked. */
+export interface ForkParent {
+  readonly id: string;
+  /** For the message of wrong options, such as `'snapshot'`. */
+  readonly kind: 'vm' | 'snapshot';
+  readonly vcpus: number;
+  /** The frozen machine, held once for the caller. */
+  hold(options: CheckedFork): Promise<SnapshotCore>;
+}
+
+/** `fork()`. */
+export function forkOne(parent: ForkParent, options: ForkOptions | undefined): Promise<Vm> {
+  return handOver(makeOne(parent, options), (vm) => [vm]);
+}
+
+async function makeOne(parent: ForkParent, options: ForkOptions | undefined): Promise<Vm> {
+  const startedAt = performance.now();
+  const checked = checkFork(`${parent.kind}.fork()`, options);
+  const id = newVmId();
+  const observation = observe('fork', { id, parentId: parent.id }, 'fork', () => describe(checked));
+  return await observed(observation, async () => {
+    const [session] = await makeSessions(parent, [id], checked, startedAt);
+    const vm = Vm.of(session as VmSession, checked.input);
+    return { value: vm, result: { ...vm.timings } };
+  });
+}
+
+/** `forkMany()`. */
+export function forkMany(
+  parent: ForkParent,
+  count: number,
+  options: ForkOptions | undefined,
+): Promise<Vm[]> {
+  return handOver(makeMany(parent, count, options), (vms) => vms);
+}
+
+async function makeMany(
+  parent: ForkParent,
+  count: number,
+  options: ForkOptions | undefined,
+): Promise<Vm[]> {
+  const startedAt = performance.now();
+  const where = `${parent.kind}.forkMany()`;
+  const checkedCount = checkForkCount(where, count, 1);
+  const checked = checkFork(where, options);
+  const observation = observe(
+    'fork',
+    { snapshotId: undefined, parentId: parent.id },
+    'forkMany',
+    () => ({ count, ...describe(checked) }),
+  );
+  return await observed(observation, async () => {
+    await checkForkLimits(checkedCount, parent.vcpus);
+    const ids = Array.from({ length: checkedCount }, newVmId);
+    const sessions = await makeSessions(parent, ids, checked, startedAt);
+    const vms = sessions.map((session) => Vm.of(session, checked.input));
+    return { value: vms, result: { vmIds: ids } };
+  });
+}
+
+async function makeSessions(
+  parent: ForkParent,
+  ids: readonly string[],
+  options: CheckedFork,
+  startedAt: number,
+): Promise<VmSession[]> {
+  const snapshot = await parent.hold(options);
+  try {
+    return await fork(snapshot, ids, { options, parentId: parent.id, startedAt });
+  } finally {
+    await snapshot.release();
+  }
+}
+
+/** Lets the VMs run once the caller has them: whatever it does in that very moment comes before. */
+function handOver<T>(made: Promise<T>, vms: (value: T) => readonly Vm[]): Promise<T> {
+  made.then(
+    (value) => queueMicrotask(() => vms(value).forEach(startVm)),
+    () => {},
+  );
+  return made;
+}
+
+function startVm(vm: Vm): void {
+  Vm.sessionOf(vm).start();
+}
+
+function describe(options: CheckedFork): Readonly<Record<string, unknown>> {
+  const { start, pool, unique, input, hostname, timeoutMs } = options;
+  return { start, pool, unique, inputBytes: input?.length, hostname, timeoutMs };
+}

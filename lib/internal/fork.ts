@@ -1,0 +1,98 @@
+import { randomBytes } from 'node:crypto';
+
+import { VmError } from '../errors.js';
+import type { NativeForkTimes } from '../native.js';
+import type { CheckedFork } from './fork-options.js';
+import type { SnapshotCore } from './snapshot-core.js';
+import { VmSession } from './vm-session.js';
+import { Wait } from './wait.js';
+
+export interface ForkRequest {
+  readonly options: CheckedFork;
+  /** What the forks say that they come from. */
+  readonly parentId: string;
+  /** `performance.now()` of the call. */
+  readonly startedAt: number;
+}
+
+export function newVmId(): string {
+  return `vm-${randomBytes(8).toString('hex')}`;
+}
+
+/**
+ * Makes VMs from a snapshot, restored and not entered: all of them, or none if one fails.
+ *
+ * @throws {VmError} `ERR_VM_TIMEOUT`, or why the host cannot make one.
+ * @throws {AbortError} `signal` was aborted.
+ */
+export async function fork(
+  snapshot: SnapshotCore,
+  ids: readonly string[],
+  request: ForkRequest,
+): Promise<VmSession[]> {
+  const { signal, timeoutMs } = request.options;
+  const wait = new Wait({ signal, timeoutMs, onTimeout: forkTimeout });
+  try {
+    wait.check();
+    const forks = ids.map((id) => forkOne(snapshot, id, request, wait));
+    const outcomes = await Promise.allSettled(forks);
+    const failure = outcomes.find((outcome) => outcome.status === 'rejected');
+    if (failure === undefined) return await Promise.all(forks);
+    const made = outcomes.flatMap((outcome) =>
+      outcome.status === 'fulfilled' ? [outcome.value.close()] : [],
+    );
+    await Promise.allSettled(made);
+    throw failure.reason;
+  } finally {
+    wait.end();
+  }
+}
+
+/** One fork; on failure nothing is left of it. */
+async function forkOne(
+  snapshot: SnapshotCore,
+  id: string,
+  { options, parentId, startedAt }: ForkRequest,
+  wait: Wait,
+): Promise<VmSession> {
+  const { core, info, vm: state } = snapshot;
+  const { pool, hostname } = options;
+  const session = new VmSession(
+    core,
+    {
+      id,
+      parentId,
+      env: state.env,
+      hostname: hostname ?? state.hostname,
+      memoryBytes: info.memoryBytes,
+      vcpus: info.vcpus,
+    },
+    { snapshot, options },
+  );
+  try {
+    const postedAt = performance.now();
+    const times = await wait.race(
+      core.requestUnlessNow<NativeForkTimes>((id) =>
+        core.native.forkSnapshot(id, snapshot.number, session.vm, pool, hostname ?? ''),
+      ),
+    );
+    session.timings = {
+      pool: times.pool,
+      prepareMs: postedAt - startedAt,
+      createMs: times.shell / 1e6,
+      restoreMs: (times.restored - times.shell) / 1e6,
+      totalMs: performance.now() - startedAt,
+    };
+    return session;
+  } catch (error) {
+    await session.close();
+    throw error;
+  }
+}
+
+function forkTimeout(timeoutMs: number): VmError {
+  return new VmError({
+    code: 'ERR_VM_TIMEOUT',
+    message: `The fork was not there within ${timeoutMs} ms`,
+  });
+}
