@@ -1,10 +1,12 @@
 import { defineConfig } from 'vitest/config';
+import { patience, slowdown } from './test/helpers/patience.js';
 import { SkipReporter } from './test/skip-reporter.js';
 
 // No retries anywhere: a test that fails once has failed. Pool `forks`, so that a crash in the
-// addon costs one file and not the run.
+// addon costs one file and not the run; where starting Node takes seconds, one for all files.
 const base = {
   pool: 'forks',
+  ...(slowdown > 1 && { isolate: false, maxWorkers: 1 }),
   retry: 0,
   environment: 'node',
 } as const;
@@ -14,9 +16,9 @@ const base = {
 const kvm = {
   ...base,
   fileParallelism: false,
-  testTimeout: 120_000,
-  hookTimeout: 120_000,
-  teardownTimeout: 30_000,
+  testTimeout: patience(120_000),
+  hookTimeout: patience(120_000),
+  teardownTimeout: patience(30_000),
 } as const;
 
 const jsonFile = process.env['FORKLET_TEST_JSON'];
@@ -34,7 +36,7 @@ export default defineConfig({
           ...base,
           name: 'unit',
           include: ['test/unit/**/*.test.ts'],
-          testTimeout: 60_000,
+          testTimeout: patience(60_000),
           sequence: { groupOrder: 0 },
         },
       },
@@ -59,8 +61,8 @@ export default defineConfig({
           ...kvm,
           name: 'package',
           include: ['test/package/**/*.test.ts'],
-          testTimeout: 300_000,
-          hookTimeout: 300_000,
+          testTimeout: patience(300_000),
+          hookTimeout: patience(300_000),
           sequence: { groupOrder: 3 },
         },
       },

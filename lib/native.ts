@@ -66,7 +66,9 @@ export type NativeExitReason =
   /** All vCPUs halted with interrupts off: nothing can wake them. */
   | 'halt'
   /** A device or the host failed under the VM; `detail` says how. */
-  | 'host-error';
+  | 'host-error'
+  /** The file behind its memory was truncated or cannot be read. */
+  | 'io-error';
 
 export type NativeEvent =
   | { readonly type: 'done'; readonly request: number; readonly value: unknown }

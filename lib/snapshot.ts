@@ -233,7 +233,7 @@ export class Snapshot implements AsyncDisposable {
    * @throws {AbortError} `signal` was aborted.
    */
   static async ensure(recipe: SnapshotRecipe): Promise<Snapshot> {
-    return Snapshot.of(await ensureSnapshot(recipe));
+    return Snapshot.of((await ensureSnapshot(recipe)).core);
   }
 
   /** Names the snapshot in diagnostics; a saved one keeps it. */

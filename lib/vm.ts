@@ -32,6 +32,7 @@ export interface VmExit {
    * - `'panic'`, `'triple-fault'`: the guest's kernel failed.
    * - `'internal-error'`: KVM could not go on; `detail` has the instruction.
    * - `'host-error'`: the host failed under the VM.
+   * - `'io-error'`: the file behind its memory was truncated or cannot be read.
    * - `'not-unique'`: a fork could not confirm that it is unique, and was stopped.
    * - `'closed'`: `vm.close()`.
    */

@@ -17,6 +17,12 @@ read_list() {
   sed '/^#/d; /^$/d' "$1"
 }
 
+# The C++ tests with ASan and UBSan, to out/asan/native_tests.
+build_native_tests() {
+  cmake --preset asan -DFORKLET_WERROR="${FORKLET_WERROR:-0}" >/dev/null
+  cmake --build out/asan --target native_tests
+}
+
 # Node's headers. Node-gyp downloads them unless it is told where they are; most packages of Node
 # install them beside the program, which needs no network.
 find_node_headers() {

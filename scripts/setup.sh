@@ -5,6 +5,7 @@
 #
 #   scripts/setup.sh          what the demo and the tests need
 #   scripts/setup.sh --dev    also what linting, fuzzing and the C++ tests need
+#   scripts/setup.sh --svm    also what the svm lane needs (docs/svm-lane.md)
 #
 # Safe to run twice at once. Logs are in out/log.
 source "$(dirname "$0")/lib.sh"
@@ -17,11 +18,17 @@ started=$SECONDS
 ran=0
 
 package_lists=(scripts/debian-packages.txt)
-case "${1:-}" in
-  '') ;;
-  --dev) package_lists+=(scripts/debian-packages-dev.txt) ;;
-  *) fail "usage: scripts/setup.sh [--dev]" ;;
-esac
+svm=false
+for option in "$@"; do
+  case "$option" in
+    --dev) package_lists+=(scripts/debian-packages-dev.txt) ;;
+    --svm)
+      package_lists+=(scripts/debian-packages-svm.txt)
+      svm=true
+      ;;
+    *) fail "usage: scripts/setup.sh [--dev] [--svm]" ;;
+  esac
+done
 
 # A hash over files (whole directories included) and over the tools that decide what they become.
 hash_inputs() {
@@ -153,6 +160,9 @@ cached_step addon 'Addon' build/Release/forklet.node \
 build_artifact agent agent 'Guest agent'
 build_artifact rootfs rootfs.cpio 'Root file system'
 build_artifact kernel vmlinux 'Guest kernel (some minutes; built once a machine)'
+if $svm && ! scripts/svm/build-image --print-path >/dev/null 2>&1; then
+  run_step svm 'Image of the svm lane' scripts/svm/build-image
+fi
 
 [ "$ran" -eq 0 ] || printf 'setup: ready after %d s\n' $((SECONDS - started))
 [ -e /dev/kvm ] || echo 'setup: /dev/kvm is missing, so no VM can run here'

@@ -3,6 +3,5 @@
 # --test-case='Virtqueue*'. FORKLET_WERROR=1 turns warnings into errors, as CI does.
 source "$(dirname "$0")/lib.sh"
 
-cmake --preset asan -DFORKLET_WERROR="${FORKLET_WERROR:-0}" >/dev/null
-cmake --build out/asan --target native_tests
+build_native_tests
 UBSAN_OPTIONS=print_stacktrace=1 out/asan/native_tests "$@"

@@ -42,22 +42,51 @@ function parseEnvironment(assignments: readonly string[]): Record<string, string
   );
 }
 
+/** Options of every command that boots a VM, for parseArgs(). */
+export const VM_OPTIONS = {
+  memory: { type: 'string' },
+  vcpus: { type: 'string' },
+  kernel: { type: 'string' },
+  'kernel-args': { type: 'string' },
+  root: { type: 'string' },
+  env: { type: 'string', multiple: true },
+  hostname: { type: 'string' },
+  'boot-timeout': { type: 'string' },
+} as const;
+
+type VmValues = {
+  readonly [Name in keyof typeof VM_OPTIONS]?:
+    | ((typeof VM_OPTIONS)[Name] extends { multiple: true } ? string[] : string)
+    | undefined;
+};
+
+export function toVmOptions(values: VmValues): VmOptions {
+  const { memory, vcpus, kernel, root, env, hostname } = values;
+  const kernelArgs = values['kernel-args'];
+  const bootTimeout = values['boot-timeout'];
+  return {
+    ...(memory !== undefined && { memoryBytes: parseSize(memory) }),
+    ...(vcpus !== undefined && { vcpus: parseNumber('--vcpus', vcpus) }),
+    ...(kernel !== undefined && { kernel }),
+    ...(kernelArgs !== undefined && { kernelArgs }),
+    ...(root !== undefined && { root }),
+    ...(env !== undefined && { env: parseEnvironment(env) }),
+    ...(hostname !== undefined && { hostname }),
+    ...(bootTimeout !== undefined && {
+      bootTimeoutMs: parseMilliseconds('--boot-timeout', bootTimeout),
+    }),
+  };
+}
+
 function parse(args: readonly string[]) {
   try {
     return parseArgs({
       args: [...args],
       allowPositionals: true,
       options: {
-        memory: { type: 'string' },
-        vcpus: { type: 'string' },
-        kernel: { type: 'string' },
-        'kernel-args': { type: 'string' },
-        root: { type: 'string' },
-        env: { type: 'string', multiple: true },
+        ...VM_OPTIONS,
         cwd: { type: 'string' },
-        hostname: { type: 'string' },
         timeout: { type: 'string' },
-        'boot-timeout': { type: 'string' },
         console: { type: 'boolean', default: false },
       },
     });
@@ -78,22 +107,9 @@ export function parseRunArguments(args: readonly string[]): RunArguments {
   if (positionals.length > 0) {
     throw new UsageError(`Unexpected '${positionals[0]}'; the command goes behind '--'`);
   }
-  const { memory, vcpus, kernel, root, env, cwd, hostname, timeout } = values;
-  const kernelArgs = values['kernel-args'];
-  const bootTimeout = values['boot-timeout'];
+  const { cwd, timeout } = values;
   return {
-    vm: {
-      ...(memory !== undefined && { memoryBytes: parseSize(memory) }),
-      ...(vcpus !== undefined && { vcpus: parseNumber('--vcpus', vcpus) }),
-      ...(kernel !== undefined && { kernel }),
-      ...(kernelArgs !== undefined && { kernelArgs }),
-      ...(root !== undefined && { root }),
-      ...(env !== undefined && { env: parseEnvironment(env) }),
-      ...(hostname !== undefined && { hostname }),
-      ...(bootTimeout !== undefined && {
-        bootTimeoutMs: parseMilliseconds('--boot-timeout', bootTimeout),
-      }),
-    },
+    vm: toVmOptions(values),
     exec: {
       ...(cwd !== undefined && { cwd }),
       ...(timeout !== undefined && { timeoutMs: parseMilliseconds('--timeout', timeout) }),

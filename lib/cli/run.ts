@@ -1,53 +1,10 @@
 import { errorCode, VmError } from '../errors.js';
-import type { ExecProcess, ExecResult } from '../exec.js';
+import type { ExecResult } from '../exec.js';
 import { escapeControl } from '../internal/console-buffer.js';
 import { Vm } from '../vm.js';
 import { NOT_EXECUTABLE, NOT_FOUND, signalExitCode, TIMED_OUT } from './exit-codes.js';
 import { parseRunArguments } from './run-options.js';
-
-/** Signals that ask a program to do something and are the command's to answer. */
-const FORWARDED = [
-  'SIGINT',
-  'SIGTERM',
-  'SIGHUP',
-  'SIGQUIT',
-  'SIGUSR2',
-  'SIGWINCH',
-  'SIGCONT',
-] as const satisfies readonly NodeJS.Signals[];
-
-/** Those of them that end a boot; before there is a command, the others say nothing. */
-const ENDING: ReadonlySet<NodeJS.Signals> = new Set(['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT']);
-
-/** Takes signals from the terminal or the caller, for whoever is there to handle them. */
-class SignalRelay {
-  readonly abort = new AbortController();
-  /** The signal that ended the boot */
-  received: NodeJS.Signals | undefined;
-  #command: ExecProcess | undefined;
-  readonly #listeners = FORWARDED.map((signal) => {
-    const listener = (): void => this.#on(signal);
-    process.on(signal, listener);
-    return () => process.off(signal, listener);
-  });
-
-  forwardTo(command: ExecProcess): void {
-    this.#command = command;
-  }
-
-  #on(signal: NodeJS.Signals): void {
-    if (this.#command !== undefined) {
-      this.#command.kill(signal);
-    } else if (ENDING.has(signal)) {
-      this.received ??= signal;
-      this.abort.abort();
-    }
-  }
-
-  stop(): void {
-    for (const remove of this.#listeners) remove();
-  }
-}
+import { SignalRelay } from './signal-relay.js';
 
 /** `forklet run`. */
 export async function runCommand(args: readonly string[]): Promise<number> {

@@ -31,6 +31,25 @@ export function usage(): string {
       Exit codes of forklet itself: 124 the command ran too long, 125 forklet failed, 126 the
       command cannot be started, 127 the command was not found.
 
+  forklet snapshot build [options] KEY [-- command [argument...]]
+      Makes a snapshot unless the cache has it: boots a VM, runs the command in it, freezes it.
+      Prints the directory that it is in. KEY and command name what it is.
+
+      --at PLACE         where it is frozen: agent, after the command; or program, when a program
+                         of the guest, which the command is or starts, has parked (default agent)
+      --output DIRECTORY also saves it there
+      --overwrite        replaces what is in that directory
+      and the options of 'forklet run' that describe a VM, --memory to --boot-timeout
+
+  forklet snapshot ls [--json]
+      Lists the cache: name, key, place, memory of the guest, size on disk, age.
+
+  forklet snapshot rm NAME...
+      Removes snapshots from the cache, by key, or by name or the beginning of one.
+
+  forklet snapshot verify NAME...
+      Checks every byte of snapshots, by key, name, or directory. Exits with 1 if one is damaged.
+
   forklet --help | --version
 `;
 }

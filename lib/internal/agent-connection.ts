@@ -91,6 +91,7 @@ export class AgentConnection implements OperationHost {
 
   readonly #operations: AgentOperations;
   readonly #watchdog: Watchdog;
+  #park: Operation | undefined;
 
   #outbox: (Buffer | (() => Buffer))[] = [];
   readonly #scheduled = new Set<ScheduledStream>();
@@ -155,10 +156,16 @@ export class AgentConnection implements OperationHost {
    * says that the caller has lost interest before the frame left.
    */
   park(mode: (typeof ParkMode)[keyof typeof ParkMode], isOver: () => boolean): Operation {
-    return this.begin('other', ({ id }) => {
+    this.#park = this.begin('other', ({ id }) => {
       if (!isOver()) this.gate.close('freeze');
       return encodePark(id, mode);
     });
+    return this.#park;
+  }
+
+  /** Resolves when the agent has answered the last request to park, however that ended. */
+  async parkAnswered(): Promise<void> {
+    if (this.#park?.over === false) await this.#park.reply.catch(() => {});
   }
 
   /** Asks the agent to make its machine unique, whatever the gate holds back. */

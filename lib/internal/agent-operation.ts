@@ -36,6 +36,8 @@ export class Operation {
   readonly error: IncomingStream;
   /** Of a command, once its request has left. */
   command: CommandInfo | undefined;
+  /** Called where the reply stands among the frames, before those behind it are looked at. */
+  onReply: (() => void) | undefined;
   readonly #reply = new Deferred<ReplyMessage>();
   readonly #started = new Deferred<number>();
   readonly #host: OperationHost;
@@ -165,6 +167,7 @@ export class Operation {
     this.output.finish();
     this.error.finish();
     this.#started.reject(new Error('The command did not start'));
+    this.onReply?.();
     this.#reply.resolve(reply);
   }
 

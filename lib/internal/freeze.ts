@@ -65,9 +65,12 @@ async function attempt(
   wait: Wait,
 ): Promise<Frozen | undefined> {
   const { core, vm, agent } = session;
+  // An agent that parks late, for an attempt that was given up, must not be taken for this one.
+  await wait.race(agent.parkAnswered());
   const number = core.newSnapshot();
   let over = false;
   let errno = 0;
+  let state: VmState | undefined;
   let timer: NodeJS.Timeout | undefined;
   const cancel = (): void => {
     if (!over) core.native.cancelSnapshot(vm);
@@ -77,25 +80,31 @@ async function attempt(
     errno = reply.errno;
   });
   try {
-    if (at === 'program') {
+    if (at === 'agent') {
+      // The reply is the last that an agent says before it stands still.
+      park.onReply = () => {
+        state = session.exportState();
+      };
+      // Unless it says why it does not.
+      replied.then(() => errno !== 0 && cancel(), cancel);
+    } else {
       await wait.race(replied);
       if (!expectParked(errno)) return undefined;
       agent.gate.onceHeld(() => {
         if (!over) timer = setTimeout(cancel, ATTEMPT_MS);
       });
-    } else {
-      // The agent says why before it does not park.
-      replied.then(() => errno !== 0 && cancel(), cancel);
     }
-    const frozen = core.request<NativeSnapshotInfo, { info: NativeSnapshotInfo; vm?: VmState }>(
+    const frozen = core.request<NativeSnapshotInfo, Omit<Frozen, 'vm'> & { vm?: VmState }>(
       (id) => core.native.snapshotVm(id, vm, number, at, timeoutMs),
-      // Here nothing has been delivered yet that the guest said later. An agent that has not
-      // replied has parked for an earlier attempt, and finds this one when it comes back.
-      (info) => (park.over ? { info, vm: session.exportState() } : { info }),
+      (info) => {
+        // An agent that is there for a program goes on: all that it said so far comes before this.
+        const then = at === 'program' ? session.exportState() : state;
+        return { number, info, ...(then !== undefined && { vm: then }) };
+      },
     );
     wait.onCut(cancel);
-    const { info, vm: state } = await frozen;
-    if (state !== undefined && !wait.isCut) return { number, info, vm: state };
+    const { info, vm: then } = await frozen;
+    if (then !== undefined && !wait.isCut) return { number, info, vm: then };
     await core.request((id) => core.native.closeSnapshot(id, number));
     wait.check();
     return undefined;

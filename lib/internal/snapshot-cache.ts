@@ -63,8 +63,15 @@ function checkRecipe(recipe: SnapshotRecipe): CheckedRecipe {
   };
 }
 
-/** The snapshot of a recipe, from the cache if it is there. The caller holds it. */
-export async function ensureSnapshot(recipe: SnapshotRecipe): Promise<SnapshotCore> {
+export interface EnsuredSnapshot {
+  /** Held by the caller. */
+  readonly core: SnapshotCore;
+  /** Where it is kept. */
+  readonly directory: string;
+}
+
+/** The snapshot of a recipe, from the cache if it is there. */
+export async function ensureSnapshot(recipe: SnapshotRecipe): Promise<EnsuredSnapshot> {
   const startedAt = performance.now();
   const checked = checkRecipe(recipe);
   const { key, at, options, onProgress, signal } = checked;
@@ -91,7 +98,7 @@ export async function ensureSnapshot(recipe: SnapshotRecipe): Promise<SnapshotCo
       } else {
         report('load');
       }
-      return { value: core, result: { snapshotId: core.id, made } };
+      return { value: { core, directory }, result: { snapshotId: core.id, made } };
     } finally {
       wait.end();
     }

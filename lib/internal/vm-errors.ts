@@ -23,7 +23,7 @@ export function resetError(): VmError {
 export function exitedError(reason: string, detail: string, console: string): VmError {
   const more = detail === '' ? '' : `: ${detail}`;
   return new VmError({
-    code: 'ERR_VM_EXITED',
+    code: reason === 'io-error' ? 'ERR_VM_IO' : 'ERR_VM_EXITED',
     message: `The VM has stopped running (${reason}${more})`,
     detail: console,
   });

@@ -258,12 +258,13 @@ export class VmSession implements VmListener {
       })
       .catch((error: VmError) => {
         agent.fail(() => error);
-        renewal?.fail(() => error);
+        renewal.fail(() => error);
         throw error;
       });
     if (reset !== this.#resets) return;
     agent.gate.open('reset');
-    renewal?.begin();
+    renewal.begin();
+    renewal.restored();
   }
 
   /** Whether the running VM itself keeps the event loop alive. */

@@ -201,6 +201,11 @@ std::optional<std::string> ToText(Napi::Value value) {
   return value.As<Napi::String>().Utf8Value();
 }
 
+std::optional<bool> ToBoolean(Napi::Value value) {
+  if (!value.IsBoolean()) return ThrowTypeError(value.Env(), "expected a boolean");
+  return value.As<Napi::Boolean>().Value();
+}
+
 std::optional<ParkPlace> ToParkPlace(Napi::Value value) {
   const auto name = ToText(value);
   if (!name) return std::nullopt;

@@ -24,6 +24,7 @@ std::optional<Bytes> ToBytes(Napi::Value value);
 std::optional<ParkPlace> ToParkPlace(Napi::Value value);
 std::optional<PoolUse> ToPoolUse(Napi::Value value);
 std::optional<std::string> ToText(Napi::Value value);
+std::optional<bool> ToBoolean(Napi::Value value);
 
 // A 32-bit id of a request, a VM or a snapshot.
 std::optional<uint32_t> ToId(Napi::Value value);

@@ -39,6 +39,9 @@ class CoreWrap final : public Napi::ObjectWrap<CoreWrap> {
   void PrewarmSnapshot(const Napi::CallbackInfo& info);
   void CloseSnapshot(const Napi::CallbackInfo& info);
   void ResetVm(const Napi::CallbackInfo& info);
+  void SaveSnapshot(const Napi::CallbackInfo& info);
+  void LoadSnapshot(const Napi::CallbackInfo& info);
+  void CancelRequest(const Napi::CallbackInfo& info);
   void CallProgram(const Napi::CallbackInfo& info);
   void CancelCall(const Napi::CallbackInfo& info);
   void YieldProgram(const Napi::CallbackInfo& info);

@@ -52,6 +52,32 @@ void CoreWrap::ResetVm(const Napi::CallbackInfo& info) {
   if (request && vm && snapshot && core_) core_->ResetVm(*request, *vm, *snapshot);
 }
 
+void CoreWrap::SaveSnapshot(const Napi::CallbackInfo& info) {
+  const auto request = ToId(info[0]);
+  const auto snapshot = ToId(info[1]);
+  auto directory = ToText(info[2]);
+  const auto overwrite = ToBoolean(info[3]);
+  if (!request || !snapshot || !directory || !overwrite) return;
+  auto session = ToBytes(info[4]);
+  if (!session || !core_) return;
+  core_->SaveSnapshot(*request, *snapshot, std::move(*directory), *overwrite, std::move(*session));
+}
+
+void CoreWrap::LoadSnapshot(const Napi::CallbackInfo& info) {
+  const auto request = ToId(info[0]);
+  const auto snapshot = ToId(info[1]);
+  auto kvm_path = ToText(info[2]);
+  auto directory = ToText(info[3]);
+  const auto verify = ToBoolean(info[4]);
+  if (!request || !snapshot || !kvm_path || !directory || !verify || !core_) return;
+  core_->LoadSnapshot(*request, *snapshot, std::move(*kvm_path), std::move(*directory), *verify);
+}
+
+void CoreWrap::CancelRequest(const Napi::CallbackInfo& info) {
+  const auto request = ToId(info[0]);
+  if (request && core_) core_->CancelRequest(*request);
+}
+
 void CoreWrap::CallProgram(const Napi::CallbackInfo& info) {
   const auto request = ToId(info[0]);
   const auto vm = ToId(info[1]);

@@ -59,7 +59,7 @@ Status GuestMemory::Map(std::shared_ptr<const MemoryImage> image) {
   if (image->backing() == MemoryImage::Backing::kDisk) {
     ASSIGN_OR_RETURN(guard_, FaultGuard::Create(mapping_.data(), bytes_));
   }
-  image->CopyPacked(mapping_.data());
+  image->CopyPackedInto({mapping_.data(), bytes_}, 0);
   memfd_.reset();
   image_ = std::move(image);
   return Ok();
@@ -100,7 +100,7 @@ Status GuestMemory::RollBack() {
     if (::madvise(pages, run.count * layout::kPageSize, MADV_DONTNEED) != 0) {
       return Error{ErrorCode::kSystem, errno, "madvise(MADV_DONTNEED)", {}};
     }
-    image_->CopyPacked(mapping_.data(), run);
+    image_->CopyPackedInto({pages, run.count * layout::kPageSize}, run.first * layout::kPageSize);
   }
   return Ok();
 }

@@ -31,36 +31,6 @@ Status WriteAll(const UniqueFd& file, const uint8_t* data, size_t bytes, uint64_
   return Ok();
 }
 
-// By read and write: a file that was truncated meanwhile gives an error, and not
-// the SIGBUS that a mapping of it would.
-Status CopyRange(const UniqueFd& from, const UniqueFd& to, off_t next, off_t end) {
-  constexpr off_t kChunk = 1 << 20;
-  std::vector<uint8_t> buffer(static_cast<size_t>(std::min(kChunk, end - next)));
-  while (next < end) {
-    const auto want = static_cast<size_t>(std::min(kChunk, end - next));
-    const ssize_t got = ::pread(from.get(), buffer.data(), want, next);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return Error{ErrorCode::kSystem, got < 0 ? errno : EIO, "pread", "guest memory"};
-    TRY(WriteAll(to, buffer.data(), static_cast<size_t>(got), static_cast<uint64_t>(next)));
-    next += got;
-  }
-  return Ok();
-}
-
-// Copies the parts of `from` that are not holes.
-Status CopyData(const UniqueFd& from, const UniqueFd& to, uint64_t bytes) {
-  off_t next = 0;
-  while (static_cast<uint64_t>(next) < bytes) {
-    const off_t data = ::lseek(from.get(), next, SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;  // Holes up to the end
-    const off_t hole = data < 0 ? -1 : ::lseek(from.get(), data, SEEK_HOLE);
-    if (hole < 0) return Error{ErrorCode::kSystem, errno, "lseek", "guest memory"};
-    TRY(CopyRange(from, to, data, hole));
-    next = hole;
-  }
-  return Ok();
-}
-
 }  // namespace
 
 Result<UniqueFd> CreateRamFile(uint64_t bytes) {
@@ -105,6 +75,7 @@ Result<std::shared_ptr<const MemoryImage>> MemoryImage::FromPages(const MemoryIm
     ::madvise(image->packed_.data(), image->packed_.size(), kMadvPopulateWrite);
     uint8_t* to = image->packed_.data();
     for (const PageRun& run : runs) {
+      image->packed_before_.push_back(static_cast<uint64_t>(to - image->packed_.data()) / kPage);
       std::memcpy(to, memory + run.first * kPage, run.count * kPage);
       to += run.count * kPage;
     }
@@ -125,41 +96,83 @@ Status MemoryImage::MapBase(uint8_t* address) const {
   return KeepPrivate(address, bytes_);
 }
 
-void MemoryImage::CopyPacked(uint8_t* address) const {
-  const uint8_t* from = packed_.data();
-  for (const PageRun& run : runs_) {
-    std::memcpy(address + run.first * kPage, from, run.count * kPage);
-    from += run.count * kPage;
-  }
+size_t MemoryImage::FirstRunBehind(uint64_t page) const {
+  const auto found = std::partition_point(
+      runs_.begin(), runs_.end(),
+      [page](const PageRun& run) { return run.first + run.count <= page; });
+  return static_cast<size_t>(found - runs_.begin());
 }
 
-void MemoryImage::CopyPacked(uint8_t* address, PageRun pages) const {
-  const uint64_t end = pages.first + pages.count;
-  const uint8_t* from = packed_.data();
-  for (const PageRun& run : runs_) {
-    if (run.first >= end) return;
-    const uint64_t first = std::max(run.first, pages.first);
+void MemoryImage::CopyPackedInto(std::span<uint8_t> target, uint64_t offset) const {
+  const uint64_t begin = offset / kPage;
+  const uint64_t end = begin + target.size() / kPage;
+  for (size_t i = FirstRunBehind(begin); i < runs_.size() && runs_[i].first < end; ++i) {
+    const PageRun& run = runs_[i];
+    const uint64_t first = std::max(run.first, begin);
     const uint64_t last = std::min(run.first + run.count, end);
-    if (first < last) {
-      std::memcpy(address + first * kPage, from + (first - run.first) * kPage,
-                  (last - first) * kPage);
-    }
-    from += run.count * kPage;
+    std::memcpy(target.data() + (first - begin) * kPage,
+                packed_.data() + (packed_before_[i] + first - run.first) * kPage,
+                (last - first) * kPage);
   }
 }
 
 Result<std::shared_ptr<const MemoryImage>> MemoryImage::Flatten() const {
   ASSIGN_OR_RETURN(UniqueFd file, CreateRamFile(bytes_));
-  TRY(CopyData(*base_, file, bytes_));
-  const uint8_t* from = packed_.data();
-  for (const PageRun& run : runs_) {
-    TRY(WriteAll(file, from, run.count * kPage, run.first * kPage));
-    from += run.count * kPage;
+  MemoryImageReader reader(shared_from_this());
+  for (;;) {
+    uint64_t offset = 0;
+    std::span<const uint8_t> data;
+    ASSIGN_OR_RETURN(const bool more, reader.Next(offset, data));
+    if (!more) break;
+    TRY(WriteAll(file, data.data(), data.size(), offset));
   }
   if (::fcntl(file.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL) != 0) {
     return Error{ErrorCode::kSystem, errno, "fcntl(F_ADD_SEALS)", {}};
   }
   return FromFile(std::make_shared<const UniqueFd>(std::move(file)), bytes_, Backing::kMemory);
+}
+
+uint64_t MemoryImageReader::NextPacked(uint64_t from) const {
+  const size_t run = image_->FirstRunBehind(from / kPage);
+  if (run == image_->runs().size()) return image_->bytes();
+  return std::max(image_->runs()[run].first * kPage, from);
+}
+
+Result<uint64_t> MemoryImageReader::NextInBase(uint64_t from) const {
+  const off_t data = ::lseek(image_->base()->get(), static_cast<off_t>(from), SEEK_DATA);
+  if (data >= 0) return static_cast<uint64_t>(data) / kPage * kPage;
+  if (errno == ENXIO) return image_->bytes();  // Holes up to the end
+  return Error{ErrorCode::kIo, errno, "lseek", "guest memory"};
+}
+
+// By read: a file that was truncated meanwhile gives an error, and not the SIGBUS
+// that a mapping of it would.
+Result<bool> MemoryImageReader::Next(uint64_t& offset, std::span<const uint8_t>& data) {
+  constexpr uint64_t kPieceBytes = 1u << 20;
+  if (next_ >= image_->bytes()) return false;
+  ASSIGN_OR_RETURN(const uint64_t in_base, NextInBase(next_));
+  offset = std::max(next_, std::min(in_base, NextPacked(next_)));
+  if (offset >= image_->bytes()) return false;
+  // Up to the next hole, or packed pages in one, there may be much: piece by piece.
+  const off_t hole = in_base > offset ? static_cast<off_t>(offset + kPage)
+                                      : ::lseek(image_->base()->get(), static_cast<off_t>(offset),
+                                                SEEK_HOLE);
+  if (hole < 0) return Error{ErrorCode::kIo, errno, "lseek", "guest memory"};
+  // A file system may have smaller blocks than pages.
+  const uint64_t data_end = (static_cast<uint64_t>(hole) + kPage - 1) / kPage * kPage;
+  const uint64_t end = std::min({data_end, offset + kPieceBytes, image_->bytes()});
+  buffer_.resize(end - offset);
+  for (uint64_t done = 0; done < buffer_.size();) {
+    const ssize_t got = ::pread(image_->base()->get(), buffer_.data() + done,
+                                buffer_.size() - done, static_cast<off_t>(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return Error{ErrorCode::kIo, got < 0 ? errno : 0, "pread", "guest memory"};
+    done += static_cast<uint64_t>(got);
+  }
+  image_->CopyPackedInto(buffer_, offset);
+  next_ = end;
+  data = buffer_;
+  return true;
 }
 
 }  // namespace forklet

@@ -1,9 +1,8 @@
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
+#include <span>
 #include <vector>
 
 #include "base/mapping.h"
@@ -24,7 +23,7 @@ namespace forklet {
 //
 // Owner: shared by snapshots and by the memories that are mapped from it.
 // Thread: any.
-class MemoryImage {
+class MemoryImage : public std::enable_shared_from_this<MemoryImage> {
  public:
   enum class Backing : uint8_t {
     kMemory,  // A memfd, sealed against writing
@@ -52,9 +51,11 @@ class MemoryImage {
   // Maps the base privately over the `bytes()` bytes at `address`, which are a
   // mapping of the caller's. The packed pages are yet to be copied.
   Status MapBase(uint8_t* address) const;
-  // Writes the packed pages among `pages` over a private mapping of the base.
-  void CopyPacked(uint8_t* address, PageRun pages) const;
-  void CopyPacked(uint8_t* address) const;
+  // The first run that ends behind `page`; their number when none does.
+  size_t FirstRunBehind(uint64_t page) const;
+  // Writes the packed pages that belong into `target`, whole pages that start at
+  // `offset` of a private mapping of the base.
+  void CopyPackedInto(std::span<uint8_t> target, uint64_t offset) const;
 
   // The same contents in a file without packed pages: written at the first call,
   // at the cost of all pages that are present. Thread: one that may wait.
@@ -68,7 +69,30 @@ class MemoryImage {
   const uint64_t bytes_;
   const Backing backing_;
   std::vector<PageRun> runs_;
+  std::vector<uint64_t> packed_before_;  // For each run, how many packed pages precede it
   Mapping packed_;
+};
+
+// Reads an image from its start to its end, but for what is certainly zeros.
+//
+// Owner and thread: whoever reads, one.
+class MemoryImageReader {
+ public:
+  explicit MemoryImageReader(std::shared_ptr<const MemoryImage> image) : image_(std::move(image)) {}
+
+  // The next piece, at its offset in the image; false at the end. `data` is valid
+  // until the next call.
+  Result<bool> Next(uint64_t& offset, std::span<const uint8_t>& data);
+
+ private:
+  // First page at or behind `from` that the packed pages have, or the image's end.
+  uint64_t NextPacked(uint64_t from) const;
+  // Likewise for the base.
+  Result<uint64_t> NextInBase(uint64_t from) const;
+
+  const std::shared_ptr<const MemoryImage> image_;
+  uint64_t next_ = 0;
+  std::vector<uint8_t> buffer_;
 };
 
 // A memfd of that size for guest RAM, which can neither shrink nor grow: every

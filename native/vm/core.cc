@@ -178,6 +178,7 @@ void Core::Disconnect(VmId vm, uint64_t connection) {
 
 void Core::CancelAll() {
   for (const auto& [id, entry] : vms_) entry->Cancel();
+  for (const auto& [request, weak] : cancel_flags_) CancelRequest(request);
 }
 
 void Core::CloseAll() {

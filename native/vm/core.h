@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <optional>
@@ -57,6 +58,16 @@ class Core {
   // Puts a VM back to a snapshot of its size, not entered. Done after that.
   void ResetVm(RequestId request, VmId vm, SnapshotId snapshot);
 
+  // Writes a snapshot to a directory. Done after that; Failed leaves what was
+  // there before.
+  void SaveSnapshot(RequestId request, SnapshotId snapshot, std::string directory, bool overwrite,
+                    Bytes session);
+  // Done with SnapshotInfo, session included.
+  void LoadSnapshot(RequestId request, SnapshotId snapshot, std::string kvm_path,
+                    std::string directory, bool verify);
+  // Ends one of the two early: it fails with kCancelled, unless it is done first.
+  void CancelRequest(RequestId request);
+
   // Done with Bytes: see Vm::CallProgram.
   void CallProgram(RequestId request, VmId vm, Bytes input, uint64_t max_bytes);
 
@@ -91,17 +102,23 @@ class Core {
   Vm* Running(VmId vm);
   // The snapshot, or nullptr when it is closed or was never made.
   std::shared_ptr<Snapshot> FindSnapshot(SnapshotId snapshot);
+  // Room for a snapshot that is about to be made; forgets those that were not.
+  std::shared_ptr<SnapshotEntry> AddSnapshot(SnapshotId snapshot);
   Result<Workers> AcquireWorkers();
   void ReleaseIdleWorkers();
   void Fail(RequestId request, Error error);
   void FailClosed(RequestId request);
+  // The flag of a request that can be ended early.
+  std::shared_ptr<std::atomic<bool>> AddCancelFlag(RequestId request);
   // Ends what runs, without waiting.
   void CancelAll();
 
   const std::shared_ptr<EventSink> sink_;
   std::map<VmId, std::shared_ptr<VmEntry>> vms_;
   std::map<SnapshotId, std::shared_ptr<SnapshotEntry>> snapshots_;
-  Workers workers_;  // Null while there is no snapshot
+  // Of saves and loads that may still be under way.
+  std::map<RequestId, std::weak_ptr<std::atomic<bool>>> cancel_flags_;
+  Workers workers_;  // Null while there is nothing to do for them
   Jobs jobs_;
 };
 

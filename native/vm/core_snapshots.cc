@@ -5,6 +5,7 @@
 #include "vm/core.h"
 #include "vm/core_entries.h"
 #include "vm/reaper.h"
+#include "vm/snapshot_files.h"
 
 namespace forklet {
 
@@ -47,6 +48,16 @@ std::shared_ptr<Snapshot> Core::FindSnapshot(SnapshotId snapshot) {
   return found->second->snapshot;
 }
 
+std::shared_ptr<Core::SnapshotEntry> Core::AddSnapshot(SnapshotId snapshot) {
+  std::erase_if(snapshots_, [](const auto& known) {
+    std::lock_guard lock(known.second->mutex);
+    return known.second->failed;
+  });
+  auto entry = std::make_shared<SnapshotEntry>();
+  snapshots_[snapshot] = entry;
+  return entry;
+}
+
 Result<Core::Workers> Core::AcquireWorkers() {
   if (workers_.forks == nullptr) {
     ASSIGN_OR_RETURN(workers_.forks, SharedLoop("forklet-forks"));
@@ -68,12 +79,7 @@ void Core::SnapshotVm(RequestId request, VmId vm, SnapshotId snapshot, ParkPlace
                       uint32_t timeout_ms) {
   const auto entry = Find(vm);
   if (entry == nullptr || !entry->BeginJob()) return FailClosed(request);
-  std::erase_if(snapshots_, [](const auto& known) {
-    std::lock_guard lock(known.second->mutex);
-    return known.second->failed;
-  });
-  auto made = std::make_shared<SnapshotEntry>();
-  snapshots_[snapshot] = made;
+  auto made = AddSnapshot(snapshot);
   auto freeze = [entry, made, request, place, sink = sink_,
                  deadline = DeadlineIn(std::chrono::milliseconds(timeout_ms))] {
     FreezeTimes times;
@@ -209,9 +215,7 @@ void Core::ResetVm(RequestId request, VmId vm, SnapshotId snapshot) {
   auto to = FindSnapshot(snapshot);
   if (to == nullptr) return Fail(request, {ErrorCode::kClosed, 0, {}, "the snapshot is closed"});
   if (entry == nullptr || !entry->BeginJob()) return FailClosed(request);
-  auto reset = [entry, state = to->state(), request, sink = sink_]() mutable {
-    // The memory that a fork is mapped from may have been flattened since.
-    const auto origin = entry->vm->origin();
+  auto reset = [entry, state = to->StateToRestore(), request, sink = sink_]() mutable {
     auto done = entry->vm->Reset(std::move(state));
     if (done.ok()) {
       sink->Deliver(Done{request, {}});
@@ -223,6 +227,63 @@ void Core::ResetVm(RequestId request, VmId vm, SnapshotId snapshot) {
   auto started = jobs_.Start("forklet-reset", std::move(reset));
   if (started.ok()) return;
   entry->EndJob();
+  Fail(request, std::move(started).error());
+}
+
+std::shared_ptr<std::atomic<bool>> Core::AddCancelFlag(RequestId request) {
+  std::erase_if(cancel_flags_, [](const auto& known) { return known.second.expired(); });
+  auto flag = std::make_shared<std::atomic<bool>>(false);
+  cancel_flags_[request] = flag;
+  return flag;
+}
+
+void Core::CancelRequest(RequestId request) {
+  const auto found = cancel_flags_.find(request);
+  if (found == cancel_flags_.end()) return;
+  if (const auto flag = found->second.lock()) flag->store(true);
+}
+
+void Core::SaveSnapshot(RequestId request, SnapshotId snapshot, std::string directory,
+                        bool overwrite, Bytes session) {
+  auto from = FindSnapshot(snapshot);
+  if (from == nullptr) return Fail(request, {ErrorCode::kClosed, 0, {}, "the snapshot is closed"});
+  auto save = [from = std::move(from), request, overwrite, sink = sink_,
+               cancelled = AddCancelFlag(request), directory = std::move(directory),
+               session = std::move(session)]() mutable {
+    auto saved = SaveToDirectory(*from, directory, overwrite, std::move(session), *cancelled);
+    Drop(std::move(from));
+    if (saved.ok()) {
+      sink->Deliver(Done{request, {}});
+    } else {
+      sink->Deliver(Failed{request, std::move(saved).error()});
+    }
+  };
+  auto started = jobs_.Start("forklet-save", std::move(save));
+  if (!started.ok()) Fail(request, std::move(started).error());
+}
+
+void Core::LoadSnapshot(RequestId request, SnapshotId snapshot, std::string kvm_path,
+                        std::string directory, bool verify) {
+  auto made = AddSnapshot(snapshot);
+  auto load = [made, request, verify, sink = sink_, cancelled = AddCancelFlag(request),
+               kvm_path = std::move(kvm_path), directory = std::move(directory)] {
+    auto loaded = LoadFromDirectory(kvm_path, directory, verify, *cancelled);
+    std::unique_lock lock(made->mutex);
+    if (!loaded.ok()) {
+      made->failed = true;
+      lock.unlock();
+      sink->Deliver(Failed{request, std::move(loaded).error()});
+      return;
+    }
+    made->snapshot = std::move(loaded.value().snapshot);
+    SnapshotInfo info = Describe(*made->snapshot->state(), {});
+    info.session = std::move(loaded.value().session);
+    lock.unlock();
+    sink->Deliver(Done{request, std::move(info)});
+  };
+  auto started = jobs_.Start("forklet-load", std::move(load));
+  if (started.ok()) return;
+  snapshots_.erase(snapshot);
   Fail(request, std::move(started).error());
 }
 

@@ -35,6 +35,9 @@ class Snapshot {
   const std::shared_ptr<const VmState>& state() const { return state_; }
   const std::string& kvm_path() const { return kvm_path_; }
 
+  // The same to restore from: with its memory flattened once that has paid.
+  std::shared_ptr<const VmState> StateToRestore();
+
   // A restored fork that waits, or nullptr.
   std::unique_ptr<Vm> TakeFork();
   // A fork made now, from a shell where there is one and `pool` allows it. Fills
@@ -57,8 +60,6 @@ class Snapshot {
         state_(std::move(state)) {}
 
   Result<std::unique_ptr<Vm>> CreateShell() const;
-  // The state to restore: with its memory flattened once that pays.
-  std::shared_ptr<const VmState> StateToRestore();
 
   const std::string kvm_path_;
   const Kvm kvm_;

@@ -20,6 +20,9 @@ constexpr uint32_t kVirtioDevices = 2;
 // fewer chains than that, so that only a guest which goes on talking loses some.
 constexpr int kMaxFinalTurns = 8;
 
+constexpr char kMemoryFailed[] =
+    "the file behind the VM's memory was truncated or cannot be read";
+
 GuestAddress VirtioWindow(uint32_t index) {
   return layout::kVirtioMmio + index * layout::kPageSize;
 }
@@ -101,6 +104,7 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
   for (const auto& vcpu : vm->vcpus_) {
     TRY(SetBootMsrs(vcpu->fd()));
     TRY(SetBootLapic(vcpu->fd()));
+    if (host->xsetbv_unseen) TRY(SetBootXcr0(vcpu->fd(), SupportedXcr0(host->cpuid)));
   }
   TRY(SetBootRegisters(vm->vcpus_.front()->fd(), kernel.entry));
   return vm;
@@ -186,7 +190,7 @@ Status Vm::WatchMemory() {
   const FaultGuard* guard = memory_.guard();
   if (guard == nullptr) return Ok();
   return loop_->Add(guard->failure(), [this] {
-    End(ExitReason::kIoError, "the file behind the VM's memory was truncated or cannot be read");
+    End(ExitReason::kIoError, kMemoryFailed);
   });
 }
 
@@ -215,6 +219,11 @@ void Vm::Shutdown() {
 void Vm::End(ExitReason reason, std::string detail) {
   if (ended_.exchange(true)) return;
   RequestStop();
+  if (memory_.guard() != nullptr && memory_.guard()->failed()) {
+    // Whatever the guest did with zeros for its memory is not its fault.
+    reason = ExitReason::kIoError;
+    detail = kMemoryFailed;
+  }
   {
     std::lock_guard lock(park_mutex_);
     FailCall(ErrorCode::kExited, "the VM has stopped running");
@@ -255,6 +264,9 @@ void Vm::OnOpened(ConnectionId id, uint32_t port) {
 }
 
 void Vm::OnData(ConnectionId id, std::vector<uint8_t> data) {
+  // Read from memory that may have failed just before: then this is not what the
+  // guest wrote.
+  if (memory_.guard() != nullptr && memory_.guard()->failed()) return;
   vsock_bytes_from_guest_.fetch_add(data.size(), std::memory_order_relaxed);
   sink_->Deliver(ConnectionData{id_, static_cast<uint64_t>(id), std::move(data)});
 }

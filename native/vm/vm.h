@@ -84,14 +84,12 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   // that is not entered. Everything pending is dropped. Not on a thread of this
   // VM. After a failure the VM can only be closed.
   Status Reset(std::shared_ptr<const VmState> state);
-  // What Restore or Reset was given last; null for a VM that was booted.
-  std::shared_ptr<const VmState> origin() const;
 
   // Hands input to the program at its park. Done with its answer, or Failed,
   // follows for `request`. One at a time.
   void CallProgram(RequestId request, Bytes input, uint64_t max_bytes);
   void CancelCall(RequestId request);
-  // Lets the guest run on though its program stands parked.
+  // Lets the guest run on though its program stands parked, now or next.
   void YieldProgram();
 
   // Makes the vCPUs leave the guest; does not wait.
@@ -111,7 +109,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
     kNotEntered = 1,   // Boot or restore is done; nobody has asked for more
     kPaused = 2,       // Pause()
     kFreezing = 4,     // Parked, and being frozen
-    kStanding = 8,     // The guest's program stands parked, and nothing else is to do
+    kStanding = 8,     // A program has answered and stands parked; nothing else is to do
     kRestoring = 16,   // Reset() is at work
   };
 
@@ -131,6 +129,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   // Whoever waits for the guest to park.
   struct Freezer {
     ParkPlace place;
+    bool stood = false;  // It stood there before
     bool parked = false;
     bool cancelled = false;
   };
@@ -255,7 +254,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   uint64_t sequence_ = 0;    // Of the last request that a program was given
   bool answer_due_ = false;  // It has not answered that one yet
   GuestIdentity identity_;
-  std::shared_ptr<const VmState> origin_;
+  std::shared_ptr<const VmState> origin_;  // Restored last; null for a VM that was booted
 };
 
 }  // namespace forklet

@@ -37,14 +37,17 @@ Result<std::shared_ptr<const VmState>> Vm::Freeze(ParkPlace place, Deadline dead
   TRY(BeginFreeze(place));
   uint64_t parked = 0;
   auto frozen = FreezeParked(deadline, parked);
+  bool yield;
   {
     std::lock_guard lock(park_mutex_);
+    // A program that was called to its park goes back to where it waited, and
+    // whatever was sent meanwhile needs the guest.
+    yield = (place == ParkPlace::kProgram && !freezer_->stood) || yield_due_.load();
     freezer_.reset();
   }
   if (parked != 0) ResumeDevices();
   TRY(RemoveHold(Hold::kFreezing));
-  // Whatever was sent meanwhile.
-  if (yield_due_.load()) YieldProgram();
+  if (yield) YieldProgram();
   times.park = (parked == 0 ? MonotonicNs() : parked) - begin;
   times.stopped = parked == 0 ? 0 : MonotonicNs() - parked;
   return frozen;
@@ -60,7 +63,7 @@ Status Vm::BeginFreeze(ParkPlace place) {
   if (program_ == Program::kParked) {
     AddHold(Hold::kFreezing);
     AddHold(Hold::kStanding);
-    freezer_->parked = true;
+    freezer_->parked = freezer_->stood = true;
   }
   // Its time starts, should it be a fork that nobody has entered yet.
   return EnterLocked();
@@ -236,11 +239,6 @@ Status Vm::Reset(std::shared_ptr<const VmState> state) {
   if (!restored.ok()) return restored;
   if (devices_connected_) ResumeDevices();
   return Ok();
-}
-
-std::shared_ptr<const VmState> Vm::origin() const {
-  std::lock_guard lock(park_mutex_);
-  return origin_;
 }
 
 }  // namespace forklet

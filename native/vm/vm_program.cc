@@ -1,11 +1,12 @@
 // The half of Vm that talks to a guest program at its park.
 //
-// While a program stands parked and nothing else is to do, the whole VM stands
-// still (Hold::kStanding): a request then runs from the read of PARK_PROGRAM to
-// the next one without the guest's kernel. Whatever else the host wants from the
-// guest makes the program wait in its kernel first (YIELD), from where the
-// doorbell's interrupt calls it back.
+// Once a program has answered a request, and nothing else is to do, the whole VM
+// stands still (Hold::kStanding): the next request runs from the read of
+// PARK_PROGRAM to the next one without the guest's kernel. A program that nobody
+// has called, or whose VM has other work, waits in its kernel (YIELD), from where
+// the doorbell's interrupt calls it back.
 #include <cstring>
+#include <utility>
 
 #include "arch/x86_64/layout.h"
 #include "arch/x86_64/msrs.h"
@@ -45,25 +46,20 @@ void Vm::OnProgramParked() {
   parked_vcpu_ = CurrentVcpu();
   program_ = Program::kParked;
   // Parking is the answer to the request before, if it still has a caller.
-  if (answer_due_) {
-    answer_due_ = false;
-    if (call_ && call_->handed_over) FinishCall();
-  }
+  const bool answered = std::exchange(answer_due_, false);
+  if (answered && call_ && call_->handed_over) FinishCall();
   if (freezer_ && freezer_->place == ParkPlace::kProgram && !freezer_->parked) {
     freezer_->parked = true;
-    Command(ExchangeCommand::kIdle);
     AddHold(Hold::kFreezing);
     AddHold(Hold::kStanding);
     parked_.notify_all();
     return;
   }
   if (call_) return HandOver();
-  if (yield_due_.exchange(false) || freezer_) {
-    program_ = Program::kWaiting;
-    return Command(ExchangeCommand::kYield);
-  }
-  Command(ExchangeCommand::kIdle);
-  AddHold(Hold::kStanding);
+  if (answered && !freezer_ && !yield_due_.load()) return AddHold(Hold::kStanding);
+  yield_due_ = false;
+  program_ = Program::kWaiting;
+  Command(ExchangeCommand::kYield);
 }
 
 void Vm::OnProgramGone() {

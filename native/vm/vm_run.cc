@@ -70,6 +70,7 @@ Status Vm::EnterLocked() {
   if (origin_ != nullptr) {
     TRY(StartTime(*origin_));
     // What the restored devices have to tell the guest.
+    serial_->Kick();
     vsock_transport_->Kick();
   }
   return RemoveHold(Hold::kNotEntered);

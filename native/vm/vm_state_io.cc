@@ -6,7 +6,6 @@
 
 #include "arch/x86_64/mp_table.h"
 #include "base/state_io.h"
-#include "snapshot/device_state.h"
 #include "vm/messages.h"
 
 namespace forklet {
@@ -87,7 +86,7 @@ bool ReadAll(StateReader& in, VmState& state) {
   for (CpuState& cpu : state.cpus) {
     if (!ReadCpu(in, cpu)) return false;
   }
-  return ReadState(in, state.devices) && in.Finish();
+  return in.Finish();
 }
 
 Error Bad(std::string detail) {
@@ -169,7 +168,6 @@ std::vector<uint8_t> WriteVmState(const VmState& state) {
   WriteObject(out, state.irqchip);
   out.WriteCount(state.cpus.size());
   for (const CpuState& cpu : state.cpus) WriteCpu(out, cpu);
-  WriteState(out, state.devices);
   return std::move(out).Take();
 }
 

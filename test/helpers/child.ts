@@ -5,6 +5,8 @@ import type { Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
+import { slowdown } from './patience.js';
+
 const entry = pathToFileURL(fileURLToPath(new URL('../../dist/index.js', import.meta.url))).href;
 
 export interface ChildResult {
@@ -23,9 +25,11 @@ export interface ChildOptions {
   readonly onStart?: (child: ChildProcessByStdio<null, Readable, Readable>) => void;
 }
 
-/** Runs an ES module in which `Vm`, `MiB` and `doctor` are imported. */
+/** Runs an ES module that finds `Vm`, `MiB` and `doctor` imported, and `patience` defined. */
 export async function runChild(source: string, options: ChildOptions = {}): Promise<ChildResult> {
-  const program = `import { Vm, MiB, doctor } from ${JSON.stringify(entry)};\n${source}`;
+  const program = `import { Vm, MiB, doctor } from ${JSON.stringify(entry)};
+    const patience = (ms) => ms * ${slowdown};
+    ${source}`;
   const start = performance.now();
   const child = spawn(
     process.execPath,

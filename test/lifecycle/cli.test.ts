@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 
 import { hasKvm } from '../helpers/has-kvm.js';
+import { patience } from '../helpers/patience.js';
 import { print, spin, TinyKernels } from '../helpers/tiny-kernel.js';
 
 const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
@@ -80,7 +81,7 @@ describe.runIf(hasKvm)('forklet run', () => {
       '--kernel',
       spinning,
       '--boot-timeout',
-      '0.5',
+      String(patience(500) / 1000),
       '--',
       'true',
     );
@@ -97,7 +98,7 @@ describe.runIf(hasKvm)('forklet run', () => {
 
   test('stops at once when it is interrupted while the VM boots', async () => {
     const { child, ended } = forklet('run', '--kernel', spinning, '--', 'true');
-    setTimeout(() => child.kill('SIGINT'), 1500);
+    setTimeout(() => child.kill('SIGINT'), patience(1500));
 
     expect(await ended).toEqual({ stdout: '', stderr: '', status: 130, signal: null });
   });
@@ -121,6 +122,9 @@ describe.runIf(hasKvm)('forklet doctor', () => {
 
     expect(people).toMatchObject({ status: 0, stderr: '' });
     expect(people.stdout).toContain('VMs can run on this host.');
-    expect(JSON.parse(programs.stdout)).toMatchObject({ ok: true });
+    const report = JSON.parse(programs.stdout);
+    expect(report.ok).toBe(true);
+    const quirks = report.quirks.join(', ') || 'none';
+    expect(people.stdout).toContain(`\nbackend: ${report.backend}\nquirks:  ${quirks}\n`);
   });
 });

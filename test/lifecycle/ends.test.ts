@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 
 import { runChild } from '../helpers/child.js';
 import { hasKvm } from '../helpers/has-kvm.js';
+import { patience } from '../helpers/patience.js';
 import { print, spin, TinyKernels } from '../helpers/tiny-kernel.js';
 
 // The guests here run for ever in a few instructions: the harshest moment for a process to end is
@@ -22,7 +23,7 @@ afterAll(() => {
 const spinning = `
 const creation = Vm.create({ kernel: process.env.SPINNING_KERNEL });
 creation.catch(() => {});
-await new Promise((resolve) => setTimeout(resolve, 300));
+await new Promise((resolve) => setTimeout(resolve, patience(300)));
 `;
 
 describe.runIf(hasKvm)('with a guest running, the process ends at once and cleanly', () => {
@@ -30,7 +31,7 @@ describe.runIf(hasKvm)('with a guest running, the process ends at once and clean
     const result = await runChild(`${spinning} console.log('bye'); process.exit(7);`, { env });
 
     expect(result).toMatchObject({ exitCode: 7, signal: null, stdout: 'bye\n', stderr: '' });
-    expect(result.durationMs).toBeLessThan(10_000);
+    expect(result.durationMs).toBeLessThan(patience(10_000));
   });
 
   test('by an uncaught exception', async () => {
@@ -42,7 +43,7 @@ describe.runIf(hasKvm)('with a guest running, the process ends at once and clean
 
   test('by process.exit() inside a callback of the VM', async () => {
     const result = await runChild(
-      `Vm.create({ kernel: process.env.SPINNING_KERNEL, bootTimeoutMs: 200 })
+      `Vm.create({ kernel: process.env.SPINNING_KERNEL, bootTimeoutMs: patience(200) })
         .catch((error) => { console.log(error.code); process.exit(3); });`,
       { env },
     );
@@ -68,9 +69,9 @@ describe.runIf(hasKvm)('with a guest running, the process ends at once and clean
         const controller = new AbortController();
         const { signal } = controller;
         Vm.create({ kernel: process.env.SPINNING_KERNEL, signal }).catch(() => {});
-        setTimeout(() => controller.abort(), 40 + 20 * i);
+        setTimeout(() => controller.abort(), patience(40 + 20 * i));
       }
-      setTimeout(() => process.exit(5), 90);`,
+      setTimeout(() => process.exit(5), patience(90));`,
       { env },
     );
 
@@ -100,7 +101,7 @@ describe.runIf(hasKvm)('with a guest running in a worker', () => {
       import { Vm } from ${JSON.stringify(entry)};
       import { parentPort } from 'node:worker_threads';
       Vm.create({ kernel: process.env.SPINNING_KERNEL }).catch(() => {});
-      setTimeout(() => parentPort.postMessage('running'), 300);
+      setTimeout(() => parentPort.postMessage('running'), ${patience(300)});
       setInterval(() => {}, 1000);`);
   });
 
@@ -110,7 +111,7 @@ describe.runIf(hasKvm)('with a guest running in a worker', () => {
       await (await run()).terminate();
       const before = threads();
       for (let i = 0; i < 3; i++) await (await run()).terminate();
-      await new Promise((resolve) => setTimeout(resolve, 200));
+      await new Promise((resolve) => setTimeout(resolve, patience(200)));
       console.log(threads() - before);`,
       { env: { ...env, WORKER: module } },
     );
@@ -131,7 +132,7 @@ describe.runIf(hasKvm)('with a guest running in a worker', () => {
     const exiting = workerModule(`
       import { Vm } from ${JSON.stringify(entry)};
       Vm.create({ kernel: process.env.SPINNING_KERNEL }).catch(() => {});
-      setTimeout(() => process.exit(9), 300);`);
+      setTimeout(() => process.exit(9), ${patience(300)});`);
     const result = await runChild(
       `import { Worker } from 'node:worker_threads';
       const worker = new Worker(new URL(process.env.WORKER));
@@ -147,7 +148,7 @@ describe.runIf(hasKvm)('without descriptors to spare', () => {
   test('a boot fails cleanly at whichever step the last one is gone', async () => {
     const result = await runChild(
       `import { closeSync, openSync, readdirSync } from 'node:fs';
-      const create = () => Vm.create({ kernel: process.env.SPINNING_KERNEL, bootTimeoutMs: 300 })
+      const create = () => Vm.create({ kernel: process.env.SPINNING_KERNEL, bootTimeoutMs: patience(300) })
         .then(() => 'booted', ({ code }) => code);
       await create();
       const before = readdirSync('/proc/self/fd').length;

@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 
 import { runChild } from '../helpers/child.js';
 import { hasKvm } from '../helpers/has-kvm.js';
+import { patience } from '../helpers/patience.js';
 import { print, spin, TinyKernels } from '../helpers/tiny-kernel.js';
 
 let kernels: TinyKernels;
@@ -29,7 +30,7 @@ const count = () => ({
   descriptors: descriptors().sort(),
   mappings: readFileSync('/proc/self/maps', 'utf8').split('\\n').filter((line) => /memfd:|kvm/.test(line)).length,
 });
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, patience(ms)));
 const closedEarly = async () => {
   const controller = new AbortController();
   const creation = Vm.create({ kernel: process.env.SPINNING_KERNEL, signal: controller.signal });
@@ -41,7 +42,7 @@ const closedEarly = async () => {
 
 describe.runIf(hasKvm)('in one process', () => {
   test('ten VMs, three of them booted and seven closed in mid-boot, leave nothing behind', {
-    timeout: 400_000,
+    timeout: patience(400_000),
   }, async () => {
     const result = await runChild(
       `${counting}
@@ -53,7 +54,7 @@ describe.runIf(hasKvm)('in one process', () => {
         const vms = [];
         for (let i = 0; i < 3; i++) {
           await closedEarly();
-          vms.push(await Vm.create({ bootTimeoutMs: 200_000 }));
+          vms.push(await Vm.create({ bootTimeoutMs: patience(200_000) }));
         }
         const names = await Promise.all(vms.map(async (vm) => (await vm.exec(['hostname'])).stdout.trim()));
         await Promise.all(vms.map((vm) => vm.close()));
@@ -76,7 +77,7 @@ describe.runIf(hasKvm)('in one process', () => {
       await sleep(200);
       const before = count();
       process.on('warning', ({ name, code, message }) => console.log(JSON.stringify({ name, code, message })));
-      let vm = await Vm.create({ bootTimeoutMs: 200_000 });
+      let vm = await Vm.create({ bootTimeoutMs: patience(200_000) });
       const { id } = vm;
       const { exited } = vm;
       const held = count();
@@ -104,7 +105,7 @@ describe.runIf(hasKvm)('in one process', () => {
 
   test('an idle VM does not keep the process alive, work under way does, and so does ref()', async () => {
     const result = await runChild(`
-      const vm = await Vm.create({ bootTimeoutMs: 200_000 });
+      const vm = await Vm.create({ bootTimeoutMs: patience(200_000) });
       // Nobody awaits it: the pending operation alone holds the process.
       vm.exec('sleep 1; echo done').then(({ stdout }) => {
         process.stdout.write(stdout);

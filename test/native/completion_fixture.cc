@@ -325,4 +325,21 @@ bool Bench::RunNatively(CpuRegisters& registers, std::vector<uint8_t>* xsave) {
   return true;
 }
 
+bool HostXsaveIsExact() {
+  static const bool exact = [] {
+    Bench bench;
+    bench.SetCode(std::vector<uint8_t>{0x48, 0x0f, 0xae, 0x23});  // xsave64 [rbx]
+    CpuRegisters registers = bench.cpu.registers;
+    registers.gpr[kRax] = kXstateX87 | kXstateSse;
+    registers.gpr[kRbx] = bench.data.address();
+    std::vector<uint8_t> initial(4096);
+    XsaveArea(initial).set_mxcsr(kMxcsrInit);
+    REQUIRE(bench.RunNatively(registers, &initial));
+    const XsaveArea stored(std::span<uint8_t>(bench.data.data(), 4096));
+    return (stored.xstate_bv() & (kXstateX87 | kXstateSse)) == 0;
+  }();
+  if (!exact) MESSAGE("not run: the processor under this process does not follow the manual");
+  return exact;
+}
+
 }  // namespace forklet::test

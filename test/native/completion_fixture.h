@@ -110,4 +110,9 @@ struct Bench {
 std::vector<uint8_t> RandomXsave(uint32_t seed);
 uint64_t HostXcr0();
 
+// Whether the processor under this process can be compared with. One that is
+// emulated may not be: QEMU's XSAVE calls every component in use, keeps no last
+// x87 opcode, and its XRSTOR takes any MXCSR. Says so when it is not.
+bool HostXsaveIsExact();
+
 }  // namespace forklet::test

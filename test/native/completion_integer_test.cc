@@ -59,7 +59,6 @@ TEST_CASE("POPCNT and CRC32 do what the host's processor does, in all operand fo
       {"popcnt rdx, [rbx+rsi*8-0x10]", {0xf3, 0x48, 0x0f, 0xb8, 0x54, 0xf3, 0xf0}},
       {"popcnt rdx, [rbx+rsi+0x110]", {0xf3, 0x48, 0x0f, 0xb8, 0x94, 0x33, 0x10, 1, 0, 0}},
       {"popcnt edx, [rip-4]", {0xf3, 0x0f, 0xb8, 0x15, 0xfc, 0xff, 0xff, 0xff}},
-      {"REX before a prefix is ignored", {0x48, 0xf3, 0x0f, 0xb8, 0xc1}},
       {"segment prefixes without effect", {0x2e, 0x36, 0x26, 0xf3, 0x3e, 0x0f, 0xb8, 0x03}},
       {"crc32 eax, cl", {0xf2, 0x0f, 0x38, 0xf0, 0xc1}},
       {"crc32 eax, ch", {0xf2, 0x0f, 0x38, 0xf0, 0xc5}},
@@ -81,6 +80,18 @@ TEST_CASE("POPCNT and CRC32 do what the host's processor does, in all operand fo
       Compare(bench, form.code);
     }
   }
+}
+
+// Stated rather than compared: QEMU's emulation, where the tests run as well,
+// takes such a REX for the instruction's.
+TEST_CASE("A REX before another prefix is ignored") {
+  Bench bench;
+  bench.SetCode(Code{0x48, 0xf3, 0x0f, 0xb8, 0xc1});  // popcnt eax, ecx
+  bench.cpu.registers.gpr[kRcx] = 0xffffffff'00000007;
+
+  CHECK(bench.Complete().outcome == Outcome::kCompleted);
+
+  CHECK(bench.cpu.registers.gpr[kRax] == 3);
 }
 
 TEST_CASE("POPCNT of zero sets ZF alone") {

@@ -4,7 +4,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "arch/x86_64/boot.h"
 #include "arch/x86_64/completion/xsave_area.h"
+#include "arch/x86_64/host_profile.h"
 #include "completion_fixture.h"
 #include "doctest.h"
 #include "kvm/kvm.h"
@@ -84,17 +86,15 @@ class KvmGuest {
     REQUIRE(vm.ok());
     const MemoryRegion& region = space_.memory().regions().front();
     REQUIRE(vm.value().SetMemoryRegion(0, region.start, region.size, region.host).ok());
-    auto cpuid = kvm.value().GetSupportedCpuid();
-    REQUIRE(cpuid.ok());
+    auto host = CachedHostProfile(kKvmPath, kvm.value());
+    REQUIRE(host.ok());
     auto vcpu = vm.value().CreateVcpu(0, kvm.value().vcpu_mmap_size());
     REQUIRE(vcpu.ok());
-    REQUIRE(vcpu.value().SetCpuid(cpuid.value()).ok());
-    auto xsave_bytes = KVM_CHECK(kvm.value(), KVM_CAP_XSAVE2);
-    REQUIRE(xsave_bytes.ok());
+    REQUIRE(vcpu.value().SetCpuid(host.value().cpuid).ok());
+    if (host.value().xsetbv_unseen) REQUIRE(SetBootXcr0(vcpu.value(), kTestXcr0).ok());
     SetState(vcpu.value());
 
-    const size_t size =
-        std::max<size_t>(kLegacyXsaveBytes, static_cast<size_t>(xsave_bytes.value()));
+    const size_t size = host.value().xsave_bytes;
     int completed = 0;
     for (;;) {
       REQUIRE(vcpu.value().Run() == 0);

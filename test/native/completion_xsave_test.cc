@@ -140,6 +140,7 @@ void PutState(Bench& bench, size_t offset, const Code& save, uint64_t mask, uint
 }  // namespace
 
 TEST_CASE("XSAVE stores what the host's processor stores") {
+  if (!HostXsaveIsExact()) return;
   Bench bench;
   for (const Code& code : {kXsave64, kXsave}) {
     for (const uint64_t mask : Masks()) {
@@ -151,6 +152,7 @@ TEST_CASE("XSAVE stores what the host's processor stores") {
 }
 
 TEST_CASE("XSAVE across pages stores to all of them") {
+  if (!HostXsaveIsExact()) return;
   Bench bench;
   for (const size_t offset : {4096 - 64, 4096 - 128, 4096 - 512, 4096 - 576, 4096 - 640}) {
     CAPTURE(offset);
@@ -159,6 +161,7 @@ TEST_CASE("XSAVE across pages stores to all of them") {
 }
 
 TEST_CASE("XSAVE of initial components reports them so, and stores initial values") {
+  if (!HostXsaveIsExact()) return;
   Bench bench;
   for (const uint64_t in_use : {0, 1, 2, 3, 4, 5, 6}) {
     CAPTURE(in_use);
@@ -170,18 +173,15 @@ TEST_CASE("XSAVE of initial components reports them so, and stores initial value
 }
 
 TEST_CASE("XSAVEOPT stores everything, which it may") {
+  constexpr uint64_t kX87ToAvx512 = 0xe7;  // What the fixture fills
   Bench bench;
   SetOperand(bench, 0, 3);
-  SetMask(bench, 7);
+  SetMask(bench, kX87ToAvx512);
   bench.SetCode(kXsaveopt64);
   CHECK(bench.Complete().outcome == Outcome::kCompleted);
   State stored = bench.space.Read(bench.data.address(), 4096);
-  // The components of the mask: a processor may have more in use.
-  State expected = bench.cpu.xsave;
-  for (State* state : {&stored, &expected}) {
-    PutU64(*state, kXsaveHeader, U64(*state, kXsaveHeader) & 7);
-  }
-  CHECK(Canonical(stored) == Canonical(expected));
+  PutU64(stored, kXsaveHeader, U64(stored, kXsaveHeader) & kX87ToAvx512);
+  CHECK(Canonical(stored) == Canonical(bench.cpu.xsave));
 }
 
 TEST_CASE("XSAVEC stores what the host's processor stores, where it has it") {
@@ -261,6 +261,7 @@ TEST_CASE("XRSTOR refuses a bad header as the host's processor does") {
 }
 
 TEST_CASE("XRSTOR refuses reserved MXCSR bits only when it would load them") {
+  if (!HostXsaveIsExact()) return;
   Bench bench;
   for (const uint64_t mask : {0, 1, 2, 4, 7}) {
     for (const uint64_t in_use : {0, 1, 2, 7}) {

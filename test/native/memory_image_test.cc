@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
+#include <vector>
 
 #include "arch/x86_64/layout.h"
 #include "doctest.h"
@@ -190,6 +192,40 @@ TEST_CASE("Both ways of finding private pages agree") {
     return a.first == b.first && a.count == b.count;
   };
   CHECK(std::equal(scanned.begin(), scanned.end(), read.begin(), read.end(), same));
+}
+
+TEST_CASE("Reading an image gives the base with the packed pages on top, and no holes") {
+  GuestMemory parent = Value(GuestMemory::Create(kBytes));
+  Put(parent, 1, 10);
+  Put(parent, 6000, 60);
+  GuestMemory fork = Fork(Value(parent.Freeze()));
+  Put(fork, 1, 11);
+  Put(fork, 300, 30);
+  Put(fork, 8191, 80);
+  MemoryImageReader reader(Value(fork.Freeze()));
+  std::vector<uint32_t> seen(kBytes / kPage);
+  uint64_t end = 0;
+  uint64_t total = 0;
+
+  uint64_t offset = 0;
+  std::span<const uint8_t> data;
+  while (Value(reader.Next(offset, data))) {
+    REQUIRE(offset >= end);
+    REQUIRE(offset % kPage == 0);
+    REQUIRE(data.size() % kPage == 0);
+    for (uint64_t i = 0; i < data.size(); i += kPage) {
+      std::memcpy(&seen[(offset + i) / kPage], data.data() + i, sizeof(uint32_t));
+    }
+    end = offset + data.size();
+    total += data.size();
+  }
+
+  CHECK(seen[1] == 11);
+  CHECK(seen[300] == 30);
+  CHECK(seen[6000] == 60);
+  CHECK(seen[8191] == 80);
+  CHECK(std::count(seen.begin(), seen.end(), 0u) == static_cast<long>(seen.size()) - 4);
+  CHECK(total <= 8 * kPage);
 }
 
 }  // namespace forklet

@@ -6,15 +6,28 @@ import { describe, expect, test } from 'vitest';
 import { formatReport } from '../../lib/cli/doctor.js';
 import { signalExitCode, UsageError } from '../../lib/cli/exit-codes.js';
 import { parseRunArguments } from '../../lib/cli/run-options.js';
+import { formatList } from '../../lib/cli/snapshot.js';
+import { parseBuildArguments } from '../../lib/cli/snapshot-options.js';
 import { MiB } from '../../lib/index.js';
 
 const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 
-function forklet(...args: string[]): { status: number | null; stdout: string; stderr: string } {
+interface Ended {
+  status: number | null;
+  stdout: string;
+  stderr: string;
+}
+
+function forkletIn(env: Readonly<Record<string, string>>, ...args: string[]): Ended {
   const { status, stdout, stderr } = spawnSync(process.execPath, [program, ...args], {
     encoding: 'utf8',
+    env: { ...process.env, ...env },
   });
   return { status, stdout, stderr };
+}
+
+function forklet(...args: string[]): Ended {
+  return forkletIn({}, ...args);
 }
 
 describe('forklet run arguments', () => {
@@ -76,6 +89,80 @@ describe('forklet run arguments', () => {
   });
 });
 
+describe('forklet snapshot build arguments', () => {
+  test('become a recipe, of which the command is a part', () => {
+    const parsed = parseBuildArguments([
+      '--memory=256M',
+      '--at=program',
+      '--output',
+      'out',
+      'python',
+      '--',
+      'python3',
+      '--overwrite',
+    ]);
+
+    expect(parsed).toEqual({
+      recipe: {
+        key: 'python -- ["python3","--overwrite"]',
+        options: { memoryBytes: 256 * MiB },
+        at: 'program',
+      },
+      command: ['python3', '--overwrite'],
+      output: 'out',
+      overwrite: false,
+    });
+  });
+
+  test('need no command', () => {
+    expect(parseBuildArguments(['plain']).recipe).toEqual({
+      key: 'plain',
+      options: {},
+      at: 'agent',
+    });
+  });
+
+  test('of any length make a key', () => {
+    const { recipe } = parseBuildArguments(['long', '--', 'x'.repeat(5000)]);
+
+    expect(recipe.key).toMatch(/^long -- sha256:[0-9a-f]{64}$/);
+  });
+
+  test.each([
+    ['no key', []],
+    ['two keys', ['a', 'b']],
+    ['no command behind --', ['a', '--']],
+    ['an unknown place', ['--at=home', 'a']],
+    ['a program without a command', ['--at=program', 'a']],
+    ['an option of run', ['--cwd=/', 'a']],
+  ])('with %s are a usage error', (_, args) => {
+    expect(() => parseBuildArguments(args)).toThrow(UsageError);
+  });
+});
+
+test('the list of snapshots says what is there, whatever a key contains', () => {
+  const now = new Date('2026-01-02T00:00:00Z');
+  const entry = {
+    name: 'abcdef0123456789'.repeat(4),
+    directory: '/cache/x',
+    allocatedBytes: 20 * MiB + 1,
+    modifiedAt: new Date('2026-01-01T00:00:00Z'),
+  };
+  const description = { key: 'a\x1b[2J\nb', at: 'agent', version: '1', memoryBytes: 128 * MiB };
+  const text = formatList(
+    [
+      { ...entry, description },
+      { ...entry, name: '0'.repeat(64), description: undefined },
+    ],
+    now,
+  );
+
+  expect(text).toBe(`NAME          AT     MEMORY   ON DISK  AGE   KEY
+abcdef012345  agent  128 MiB  21 MiB   24 h  a\\x1b[2J b
+000000000000  ?      ?        21 MiB   24 h  ?
+`);
+});
+
 test.each([
   ['SIGTERM', 143],
   ['SIGKILL', 137],
@@ -95,12 +182,28 @@ describe('forklet', () => {
     ['an unknown command', ['fly']],
     ['no command', []],
     ['a bad option', ['run', '--nope', '--', 'x']],
+    ['half a command', ['snapshot']],
+    ['an unknown half', ['snapshot', 'fly']],
+    ['nothing to remove', ['snapshot', 'rm']],
+    ['nothing to verify', ['snapshot', 'verify']],
+    ['something to list', ['snapshot', 'ls', 'x']],
   ])('answers %s with one line and 125', (_, args) => {
     const { status, stdout, stderr } = forklet(...args);
 
     expect(status).toBe(125);
     expect(stdout).toBe('');
     expect(stderr).toMatch(/^forklet: [^\n]+\n$/);
+  });
+
+  test('lists an empty cache, and finds nothing in it', () => {
+    const empty = { FORKLET_CACHE: '/nonexistent' };
+
+    expect(forkletIn(empty, 'snapshot', 'ls').stdout).toBe('NAME  AT  MEMORY  ON DISK  AGE  KEY\n');
+    expect(forkletIn(empty, 'snapshot', 'ls', '--json').stdout).toBe('[]\n');
+    expect(forkletIn(empty, 'snapshot', 'rm', 'python')).toMatchObject({
+      status: 125,
+      stderr: "forklet: There is no snapshot 'python' in the cache\n",
+    });
   });
 
   test('answers an option out of range with one line and 125', () => {

@@ -225,4 +225,12 @@ Status SetBootLapic(const VcpuFd& vcpu) {
   return vcpu.SetLapic(lapic);
 }
 
+Status SetBootXcr0(const VcpuFd& vcpu, uint64_t components) {
+  kvm_xcrs xcrs = {};
+  xcrs.nr_xcrs = 1;
+  xcrs.xcrs[0].xcr = 0;
+  xcrs.xcrs[0].value = components;
+  return vcpu.SetXcrs(xcrs);
+}
+
 }  // namespace forklet

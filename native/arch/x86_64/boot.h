@@ -40,4 +40,8 @@ Status SetBootRegisters(const VcpuFd& vcpu, GuestAddress entry);
 Status SetBootMsrs(const VcpuFd& vcpu);
 Status SetBootLapic(const VcpuFd& vcpu);
 
+// Only for hosts with the quirk `xsetbv-unseen`: XCR0 has from the start what
+// Linux will write there, so that KVM knows the value without seeing the write.
+Status SetBootXcr0(const VcpuFd& vcpu, uint64_t components);
+
 }  // namespace forklet

@@ -6,6 +6,7 @@ namespace forklet {
 
 namespace {
 
+constexpr uint32_t kLeaf1EcxXsave = 1u << 26;
 constexpr uint32_t kLeaf1EcxTscDeadline = 1u << 24;
 constexpr uint32_t kLeaf1EcxHypervisor = 1u << 31;
 constexpr uint32_t kLeaf1EdxHtt = 1u << 28;
@@ -85,6 +86,19 @@ CpuidTable VcpuCpuid(const CpuidTable& supported, uint32_t id, uint32_t vcpus, b
     }
   }
   return table;
+}
+
+uint64_t SupportedXcr0(const CpuidTable& supported) {
+  bool has_xsave = false;
+  uint64_t components = 0;
+  for (uint32_t i = 0; i < supported.count; ++i) {
+    const kvm_cpuid_entry2& entry = supported.entries[i];
+    if (entry.function == 1) has_xsave = (entry.ecx & kLeaf1EcxXsave) != 0;
+    if (entry.function == 0xd && entry.index == 0) {
+      components = uint64_t{entry.edx} << 32 | entry.eax;
+    }
+  }
+  return has_xsave ? components : 0;
 }
 
 }  // namespace forklet

@@ -11,4 +11,7 @@ namespace forklet {
 // share with the host.
 CpuidTable VcpuCpuid(const CpuidTable& supported, uint32_t id, uint32_t vcpus, bool tsc_deadline);
 
+// The components that XCR0 may have, or 0 when there is no XSAVE.
+uint64_t SupportedXcr0(const CpuidTable& supported);
+
 }  // namespace forklet

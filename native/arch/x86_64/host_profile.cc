@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 
+#include "arch/x86_64/cpuid.h"
 #include "arch/x86_64/layout.h"
 #include "arch/x86_64/msrs.h"
 #include "base/mapping.h"
@@ -19,10 +20,12 @@ namespace {
 
 constexpr uint32_t kLeaf1EcxXsave = 1u << 26;
 constexpr uint32_t kLeaf1EcxOsxsave = 1u << 27;
+constexpr uint64_t kCr4Osxsave = 1u << 18;
 
 constexpr GuestAddress kProbeCode{0x1000};
 constexpr GuestAddress kProbeResult{0x2000};
-constexpr size_t kProbeMemoryBytes = 0x3000;
+constexpr GuestAddress kXsetbvCode{0x3000};
+constexpr size_t kProbeMemoryBytes = 0x4000;
 
 // Real mode: stores ECX of CPUID leaf 1, then executes one instruction that
 // KVM's emulator does not know, then halts.
@@ -32,6 +35,17 @@ constexpr uint8_t kProbeProgram[] = {
     0x66, 0x89, 0x0e, 0x00, 0x20,        // mov [0x2000], ecx
     0xf3, 0x0f, 0xb8, 0xc3,              // popcnt ax, bx
     0xf4,                                // hlt
+};
+
+// Real mode: XCR0 = x87 and SSE, which every processor with XSAVE has; the reset
+// value is x87 alone.
+constexpr uint64_t kXsetbvValue = 3;
+constexpr uint8_t kXsetbvProgram[] = {
+    0x66, 0xb8, kXsetbvValue, 0x00, 0x00, 0x00,  // mov eax, 3
+    0x66, 0x31, 0xd2,                            // xor edx, edx
+    0x66, 0x31, 0xc9,                            // xor ecx, ecx
+    0x0f, 0x01, 0xd1,                            // xsetbv
+    0xf4,                                        // hlt
 };
 
 Error ProbeFailed(std::string detail) {
@@ -58,60 +72,86 @@ constexpr RequiredCapability kRequired[] = {
     {KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"},
 };
 
-Status RunProbeGuest(const Kvm& kvm, HostProfile& profile) {
-  ASSIGN_OR_RETURN(Mapping memory,
-                   Mapping::Create(UniqueFd(), kProbeMemoryBytes, PROT_READ | PROT_WRITE,
-                                   MAP_PRIVATE | MAP_ANONYMOUS, 0));
-  std::memcpy(memory.data() + kProbeCode.value, kProbeProgram, sizeof kProbeProgram);
-  // Teardown: the VM goes before the memory that its slot points to.
-  ASSIGN_OR_RETURN(VmFd vm, kvm.CreateVm());
-  TRY(vm.SetRealModeAreas(layout::kTss, layout::kIdentityMap));
-  TRY(vm.SetMemoryRegion(0, GuestAddress{0}, memory.size(), memory.data()));
-  ASSIGN_OR_RETURN(VcpuFd vcpu, vm.CreateVcpu(0, kvm.vcpu_mmap_size()));
+// A vCPU that is about to execute what lies at `code`, in real mode.
+Result<VcpuFd> CreateProbeVcpu(const Kvm& kvm, const VmFd& vm, uint32_t id,
+                               const CpuidTable& cpuid, GuestAddress code, uint64_t cr4) {
+  ASSIGN_OR_RETURN(VcpuFd vcpu, vm.CreateVcpu(id, kvm.vcpu_mmap_size()));
+  TRY(vcpu.SetCpuid(cpuid));
+  ASSIGN_OR_RETURN(kvm_sregs sregs, vcpu.GetSregs());
+  sregs.cs.base = 0;
+  sregs.cs.selector = 0;
+  sregs.cr4 |= cr4;
+  TRY(vcpu.SetSregs(sregs));
+  kvm_regs regs = {};
+  regs.rflags = 2;
+  regs.rip = code.value;
+  TRY(vcpu.SetRegs(regs));
+  return vcpu;
+}
 
+// Runs to the first VM exit that is none of a signal's; the exit is in the
+// vCPU's shared area.
+Status RunProbe(const VcpuFd& vcpu) {
+  constexpr int kMaxAttempts = 100;  // A signal may interrupt; the program itself never loops
+  for (int attempt = 0; attempt < kMaxAttempts; ++attempt) {
+    const int error = vcpu.Run();
+    if (error == EINTR || error == EAGAIN) continue;
+    if (error != 0) return Error{ErrorCode::kKvmUnavailable, error, "KVM_RUN", {}};
+    if (vcpu.shared().exit_reason != KVM_EXIT_INTR) return Ok();
+  }
+  return ProbeFailed("interrupted again and again");
+}
+
+Status ProbeInstructions(const Kvm& kvm, const VmFd& vm, const Mapping& memory,
+                         HostProfile& profile) {
   CpuidTable masked = profile.cpuid;
   for (uint32_t i = 0; i < masked.count; ++i) {
     if (masked.entries[i].function == 1) {
       masked.entries[i].ecx &= ~(kLeaf1EcxXsave | kLeaf1EcxOsxsave);
     }
   }
-  TRY(vcpu.SetCpuid(masked));
+  ASSIGN_OR_RETURN(const VcpuFd vcpu, CreateProbeVcpu(kvm, vm, 0, masked, kProbeCode, 0));
   profile.tsc_khz = vcpu.GetTscKhz();
-  ASSIGN_OR_RETURN(kvm_sregs sregs, vcpu.GetSregs());
-  sregs.cs.base = 0;
-  sregs.cs.selector = 0;
-  TRY(vcpu.SetSregs(sregs));
-  kvm_regs regs = {};
-  regs.rflags = 2;
-  regs.rip = kProbeCode.value;
-  TRY(vcpu.SetRegs(regs));
-
-  constexpr int kMaxAttempts = 100;  // A signal may interrupt; the program itself never loops
-  for (int attempt = 0; attempt < kMaxAttempts; ++attempt) {
-    const int error = vcpu.Run();
-    if (error == EINTR || error == EAGAIN) continue;
-    if (error != 0) return Error{ErrorCode::kKvmUnavailable, error, "KVM_RUN", {}};
-    const kvm_run& run = vcpu.shared();
-    switch (run.exit_reason) {
-      case KVM_EXIT_INTR:
-        continue;
-      case KVM_EXIT_INTERNAL_ERROR:
-        if (run.internal.suberror != KVM_INTERNAL_ERROR_EMULATION) {
-          return ProbeFailed("internal error " + std::to_string(run.internal.suberror));
-        }
-        profile.emulated_supervisor = true;
-        break;
-      case KVM_EXIT_HLT:
-        break;
-      default:
-        return ProbeFailed("exit reason " + std::to_string(run.exit_reason));
+  TRY(RunProbe(vcpu));
+  const kvm_run& run = vcpu.shared();
+  if (run.exit_reason == KVM_EXIT_INTERNAL_ERROR) {
+    if (run.internal.suberror != KVM_INTERNAL_ERROR_EMULATION) {
+      return ProbeFailed("internal error " + std::to_string(run.internal.suberror));
     }
-    uint32_t ecx = 0;
-    std::memcpy(&ecx, memory.data() + kProbeResult.value, sizeof ecx);
-    profile.cpuid_unmasked = (ecx & kLeaf1EcxXsave) != 0;
-    return Ok();
+    profile.emulated_supervisor = true;
+  } else if (run.exit_reason != KVM_EXIT_HLT) {
+    return ProbeFailed("exit reason " + std::to_string(run.exit_reason));
   }
-  return ProbeFailed("interrupted again and again");
+  uint32_t ecx = 0;
+  std::memcpy(&ecx, memory.data() + kProbeResult.value, sizeof ecx);
+  profile.cpuid_unmasked = (ecx & kLeaf1EcxXsave) != 0;
+  return Ok();
+}
+
+// A host without XSAVE, or whose emulator does not know XSETBV, lacks the quirk.
+Status ProbeXsetbv(const Kvm& kvm, const VmFd& vm, HostProfile& profile) {
+  if (SupportedXcr0(profile.cpuid) == 0) return Ok();
+  ASSIGN_OR_RETURN(const VcpuFd vcpu,
+                   CreateProbeVcpu(kvm, vm, 1, profile.cpuid, kXsetbvCode, kCr4Osxsave));
+  TRY(RunProbe(vcpu));
+  if (vcpu.shared().exit_reason != KVM_EXIT_HLT) return Ok();
+  ASSIGN_OR_RETURN(const kvm_xcrs xcrs, vcpu.GetXcrs());
+  profile.xsetbv_unseen = xcrs.nr_xcrs > 0 && xcrs.xcrs[0].value != kXsetbvValue;
+  return Ok();
+}
+
+Status RunProbeGuest(const Kvm& kvm, HostProfile& profile) {
+  ASSIGN_OR_RETURN(Mapping memory,
+                   Mapping::Create(UniqueFd(), kProbeMemoryBytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS, 0));
+  std::memcpy(memory.data() + kProbeCode.value, kProbeProgram, sizeof kProbeProgram);
+  std::memcpy(memory.data() + kXsetbvCode.value, kXsetbvProgram, sizeof kXsetbvProgram);
+  // Teardown: the VM goes before the memory that its slot points to.
+  ASSIGN_OR_RETURN(const VmFd vm, kvm.CreateVm());
+  TRY(vm.SetRealModeAreas(layout::kTss, layout::kIdentityMap));
+  TRY(vm.SetMemoryRegion(0, GuestAddress{0}, memory.size(), memory.data()));
+  TRY(ProbeInstructions(kvm, vm, memory, profile));
+  return ProbeXsetbv(kvm, vm, profile);
 }
 
 bool ModuleLoaded(const char* name) {
@@ -124,6 +164,7 @@ std::vector<std::string> HostProfile::Quirks() const {
   std::vector<std::string> names;
   if (cpuid_unmasked) names.emplace_back("cpuid-unmasked");
   if (emulated_supervisor) names.emplace_back("emulated-supervisor");
+  if (xsetbv_unseen) names.emplace_back("xsetbv-unseen");
   return names;
 }
 

@@ -18,6 +18,11 @@ struct HostProfile {
   // Quirk: guest kernel mode runs in KVM's instruction emulator, slowly and
   // without some instructions, which the run loop then completes.
   bool emulated_supervisor = false;
+  // Quirk: the guest's XSETBV goes past KVM, which puts XCR0 back to what it
+  // knows at the next VM exit; the guest then saves and restores less of its
+  // vector registers than it believes. QEMU's emulation of SVM, which does not
+  // intercept XSETBV, makes it so.
+  bool xsetbv_unseen = false;
 
   bool tsc_deadline = false;  // The local APIC has a TSC-deadline timer
   bool exit_on_emulation_failure = false;
