@@ -56,6 +56,15 @@ export default defineConfig({
           sequence: { groupOrder: 2 },
         },
       },
+      // What our hosts without VMX and SVM cannot run at all; the svm lane can.
+      {
+        test: {
+          ...kvm,
+          name: 'hardware',
+          include: ['test/hardware/**/*.test.ts'],
+          sequence: { groupOrder: 3 },
+        },
+      },
       {
         test: {
           ...kvm,
@@ -63,7 +72,7 @@ export default defineConfig({
           include: ['test/package/**/*.test.ts'],
           testTimeout: patience(300_000),
           hookTimeout: patience(300_000),
-          sequence: { groupOrder: 3 },
+          sequence: { groupOrder: 4 },
         },
       },
     ],

@@ -12,7 +12,7 @@ export const VM_ERROR_CODES = [
   'ERR_VM_AGENT_PROTOCOL',
   /** The guest agent did not answer within its deadline. */
   'ERR_VM_AGENT_UNRESPONSIVE',
-  /** The kernel file is missing or is not one that can be booted. */
+  /** The kernel file is missing or cannot be booted, or its modules are not there. */
   'ERR_VM_BAD_KERNEL',
   /** The root is missing, or is neither a directory nor a cpio archive. */
   'ERR_VM_BAD_ROOT',

@@ -28,12 +28,22 @@ export interface VmOptions {
    */
   readonly vcpus?: number;
   /**
-   * Path of an x86-64 Linux kernel on the host: an ELF `vmlinux` or a bzImage. It needs the drivers
-   * that `docs/limitations.md` lists.
+   * Path of an x86-64 Linux kernel on the host: an ELF `vmlinux` or a bzImage. It needs
+   * what `docs/guest-kernel.md` lists.
    *
    * @defaultValue `$FORKLET_KERNEL`, or else the kernel that comes with this package
    */
   readonly kernel?: string;
+  /**
+   * Directory of the host with the modules of {@link kernel}, in the layout of
+   * `/lib/modules/<release>` and seen by depmod, for a kernel that has virtio-mmio or vsock as
+   * modules. What the agent needs to reach the host is packed into the guest and loaded there:
+   * `virtio_mmio`, `vmw_vsock_virtio_transport` and their dependencies, and `virtio_rng` where the
+   * kernel has it.
+   *
+   * @defaultValue none
+   */
+  readonly modules?: string;
   /** Appended to the kernel's command line; at most 1024 bytes of printable ASCII. */
   readonly kernelArgs?: string;
   /**
@@ -69,6 +79,7 @@ export interface CheckedVmOptions {
   readonly memoryBytes: number;
   readonly vcpus: number;
   readonly kernel: string | undefined;
+  readonly modules: string | undefined;
   readonly kernelArgs: string;
   readonly root: string | undefined;
   readonly env: Environment;
@@ -95,6 +106,7 @@ const KNOWN = [
   'memoryBytes',
   'vcpus',
   'kernel',
+  'modules',
   'kernelArgs',
   'root',
   'env',
@@ -151,6 +163,7 @@ export function checkVmOptions(options: VmOptions | undefined): CheckedVmOptions
       DEFAULT_VCPUS,
     ),
     kernel: take(given.kernel, (value) => checkPath('kernel', value), undefined),
+    modules: take(given.modules, (value) => checkPath('modules', value), undefined),
     kernelArgs: take(given.kernelArgs, checkKernelArgs, ''),
     root: take(given.root, (value) => checkPath('root', value), undefined),
     env: take(given.env, (value) => checkEnvironment('env', value), {}),

@@ -7,11 +7,11 @@ import { boot } from './internal/boot.js';
 import { Core } from './internal/core.js';
 import { observe, observed } from './internal/diagnostics.js';
 import { attachCommand, startCommand } from './internal/exec-start.js';
-import { newVmId } from './internal/fork.js';
 import { type ForkParent, forkMany, forkOne } from './internal/fork-handles.js';
 import { checkSnapshot } from './internal/fork-options.js';
 import { freeze } from './internal/freeze.js';
 import type { Guest } from './internal/guest.js';
+import { newId } from './internal/ids.js';
 import { ParkedCalls } from './internal/parked-call.js';
 import { prepareBoot } from './internal/prepare-boot.js';
 import { checkText, show } from './internal/validate.js';
@@ -29,7 +29,8 @@ export interface VmExit {
   /**
    * - `'power-off'`, `'halt'`: the guest stopped itself.
    * - `'restart'`: the guest asked for a restart; a VM does not restart.
-   * - `'panic'`, `'triple-fault'`: the guest's kernel failed.
+   * - `'panic'`, `'triple-fault'`: the guest's kernel failed. One that is not ours ends with the
+   *   latter when it restarts as well.
    * - `'internal-error'`: KVM could not go on; `detail` has the instruction.
    * - `'host-error'`: the host failed under the VM.
    * - `'io-error'`: the file behind its memory was truncated or cannot be read.
@@ -184,7 +185,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
    * @throws {TypeError} unknown option, or one of a wrong type.
    * @throws {RangeError} `memoryBytes`, `vcpus`, `bootTimeoutMs` or `kernelArgs` out of range.
    * @throws {VmError} `ERR_VM_KVM_UNAVAILABLE`: this host cannot run VMs, see `doctor()`.
-   *   `ERR_VM_BAD_KERNEL`, `ERR_VM_BAD_ROOT`: the file, and what is wrong with it.
+   *   `ERR_VM_BAD_KERNEL` (and its modules), `ERR_VM_BAD_ROOT`: the file, and what is wrong with it.
    *   `ERR_VM_NO_MEMORY`: the host refused memory, or the guest's is too small.
    *   `ERR_VM_BOOT_TIMEOUT`, `ERR_VM_EXITED`: the guest's fault, its console's end in `detail`.
    *   `ERR_VM_AGENT_PROTOCOL`: agent of another version. `ERR_VM_KVM`, `ERR_VM_SYSTEM`: see
@@ -195,11 +196,21 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     const startedAt = performance.now();
     const checked = checkVmOptions(options);
     const { bootTimeoutMs, hostname, signal, memoryBytes, vcpus } = checked;
-    const id = newVmId();
+    const id = newId('vm');
     const observation = observe('create', { id, parentId: null }, 'create', () => {
-      const { kernel, root, kernelArgs, env } = checked;
+      const { kernel, modules, root, kernelArgs, env } = checked;
       const names = Object.keys(env);
-      return { memoryBytes, vcpus, kernel, kernelArgs, root, env: names, hostname, bootTimeoutMs };
+      return {
+        memoryBytes,
+        vcpus,
+        kernel,
+        modules,
+        kernelArgs,
+        root,
+        env: names,
+        hostname,
+        bootTimeoutMs,
+      };
     });
     return await observed(observation, async () => {
       const core = Core.get();

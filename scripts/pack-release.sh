@@ -38,6 +38,9 @@ for artifact in vmlinux agent rootfs.cpio; do
   cp --dereference "prebuilt/linux-x64/$artifact" "$guest/$artifact"
 done
 chmod 755 "$guest/agent"
+mkdir "$guest/park"
+cp guest/park/forklet-park.h guest/park/forklet_park.py "$(guest/park/build forklet-park)" \
+  "$guest/park/"
 kernel="$(dirname "$(readlink -f prebuilt/linux-x64/vmlinux)")"
 cp -r guest/kernel "$guest/kernel-source"
 cp "$kernel/SOURCE.md" "$kernel/COPYING" "$kernel/GPL-2.0" "$guest/kernel-source/"
@@ -57,7 +60,7 @@ zlib1g-dev addon
 liblzma-dev addon
 liblz4-dev addon
 libzstd-dev addon
-musl-dev agent
+musl-dev agent, park/forklet-park
 busybox-static rootfs.cpio
 libc6 rootfs.cpio (inside busybox)
 LIST

@@ -163,6 +163,9 @@ build_artifact kernel vmlinux 'Guest kernel (some minutes; built once a machine)
 if $svm && ! scripts/svm/build-image --print-path >/dev/null 2>&1; then
   run_step svm 'Image of the svm lane' scripts/svm/build-image
 fi
+if $svm && ! scripts/svm/stock-kernel --print-path >/dev/null 2>&1; then
+  run_step stock-kernel 'Kernel of Debian for a test' scripts/svm/stock-kernel
+fi
 
 [ "$ran" -eq 0 ] || printf 'setup: ready after %d s\n' $((SECONDS - started))
 [ -e /dev/kvm ] || echo 'setup: /dev/kvm is missing, so no VM can run here'

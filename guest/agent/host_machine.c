@@ -51,7 +51,7 @@ static int failure(const char* name) {
   char text[16] = {0};
   const ssize_t count = read(fd, text, sizeof(text) - 1);
   close(fd);
-  return count > 0 ? atoi(text) : 0;
+  return count > 0 ? (int)strtol(text, NULL, 10) : 0;
 }
 
 int machine_open(void) {

@@ -16,6 +16,7 @@
 #include "log.h"
 #include "loop.h"
 #include "machine.h"
+#include "modules.h"
 #include "mounts.h"
 #include "protocol.h"
 #include "renew.h"
@@ -107,8 +108,17 @@ static void open_null(void) {
   if (fd > 2) close(fd);
 }
 
+// A kernel of the caller's may have its drivers as modules. One that has them built in, such as
+// ours, is not made to look for any.
+static int dial_early(void) {
+  const int fd = dial();
+  if (fd >= 0) return fd;
+  modules_load();
+  return dial();
+}
+
 static void serve(void) {
-  const int early = dial();
+  const int early = dial_early();
   mounts_create();
   open_null();
   loopback_up();

@@ -105,7 +105,7 @@ static int set_machine_id(const struct fk_mailbox* mailbox) {
   for (size_t i = 0; i < sizeof(mailbox->id); i++) {
     snprintf(text + 2 * i, 3, "%02x", mailbox->id[i]);
   }
-  strcpy(text + 2 * sizeof(mailbox->id), "\n");
+  snprintf(text + 2 * sizeof(mailbox->id), 2, "\n");
   const int error = rewrite(machine_id_path, 0, text);
   return error == ENOENT ? 0 : error;
 }

@@ -81,15 +81,15 @@ struct forklet {
   int fd;
 };
 
+/* Of a call that has failed: negative, whatever it says. */
+static inline int forklet_error_(void) { return errno > 0 ? -errno : -EIO; }
+
 /* Opens the device. Returns 0 or a negative errno: -ENOENT or -ENODEV where
    there is none. */
 static inline int forklet_open(struct forklet* forklet) {
-  forklet->exchange = NULL;
-  forklet->park_register = NULL;
   forklet->generation = 0;
   forklet->fd = open(FORKLET_DEVICE, O_RDWR | O_CLOEXEC);
-  if (forklet->fd < 0) return -errno;
-  int error = 0;
+  if (forklet->fd < 0) return forklet_error_();
   void* doorbell = mmap(NULL, 4096, PROT_READ, MAP_SHARED, forklet->fd, 0);
   void* exchange = MAP_FAILED;
   if (doorbell != MAP_FAILED) {
@@ -97,7 +97,7 @@ static inline int forklet_open(struct forklet* forklet) {
                     forklet->fd, 2 * 4096);
   }
   if (exchange == MAP_FAILED) {
-    error = -errno;
+    const int error = forklet_error_();
     if (doorbell != MAP_FAILED) munmap(doorbell, 4096);
     close(forklet->fd);
     forklet->fd = -1;

@@ -47,6 +47,7 @@ export const VM_OPTIONS = {
   memory: { type: 'string' },
   vcpus: { type: 'string' },
   kernel: { type: 'string' },
+  modules: { type: 'string' },
   'kernel-args': { type: 'string' },
   root: { type: 'string' },
   env: { type: 'string', multiple: true },
@@ -61,13 +62,14 @@ type VmValues = {
 };
 
 export function toVmOptions(values: VmValues): VmOptions {
-  const { memory, vcpus, kernel, root, env, hostname } = values;
+  const { memory, vcpus, kernel, modules, root, env, hostname } = values;
   const kernelArgs = values['kernel-args'];
   const bootTimeout = values['boot-timeout'];
   return {
     ...(memory !== undefined && { memoryBytes: parseSize(memory) }),
     ...(vcpus !== undefined && { vcpus: parseNumber('--vcpus', vcpus) }),
     ...(kernel !== undefined && { kernel }),
+    ...(modules !== undefined && { modules }),
     ...(kernelArgs !== undefined && { kernelArgs }),
     ...(root !== undefined && { root }),
     ...(env !== undefined && { env: parseEnvironment(env) }),

@@ -18,6 +18,7 @@ export function usage(): string {
       --memory SIZE      guest memory: bytes, or a number with K, M or G (default ${DEFAULT_MEMORY_BYTES / MiB}M)
       --vcpus COUNT      number of vCPUs (default ${DEFAULT_VCPUS})
       --kernel PATH      kernel, an ELF vmlinux or a bzImage (default: forklet's own)
+      --modules PATH     modules of that kernel, as in /lib/modules/RELEASE (default: none)
       --kernel-args TEXT appended to the kernel's command line
       --root PATH        what the guest finds at /: a directory or a cpio archive (default: busybox)
       --env NAME=VALUE   environment variable; may be given more than once

@@ -80,21 +80,22 @@ export class Core implements LoopHold {
    * `receive` gets the answer where it stands among the events of its VM: those behind it have not
    * been delivered yet.
    */
-  request<T, R = T>(post: (request: number) => void, receive?: (value: T) => R): Promise<R> {
-    return this.requestUnlessNow<T, R>((id) => {
-      post(id);
-      return undefined;
-    }, receive);
-  }
-
-  /** The same for a request that may be answered at once: `post` then returns the answer. */
-  async requestUnlessNow<T, R = T>(
-    post: (request: number) => T | undefined,
+  request<T, R = T>(
+    post: (request: number) => void,
     receive: (value: T) => R = (value) => value as unknown as R,
   ): Promise<R> {
     const request = ++this.#lastRequest;
-    const now = post(request);
-    if (now !== undefined) return receive(now);
+    post(request);
+    return this.#answer(request, receive);
+  }
+
+  /** The same for a request that may be answered at once: `post` then returns the answer. */
+  requestUnlessNow<T>(post: (request: number) => T | undefined): T | Promise<T> {
+    const request = ++this.#lastRequest;
+    return post(request) ?? this.#answer<T, T>(request, (value) => value);
+  }
+
+  async #answer<T, R>(request: number, receive: (value: T) => R): Promise<R> {
     const answered = new Deferred<{ readonly value: R } | { readonly error: NativeError }>();
     this.#requests.set(request, ({ value, error }) => {
       this.#requests.delete(request);

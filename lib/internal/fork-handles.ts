@@ -3,9 +3,10 @@
 import type { ForkOptions } from '../snapshot.js';
 import { Vm } from '../vm.js';
 import { observe, observed } from './diagnostics.js';
-import { fork, newVmId } from './fork.js';
+import { fork } from './fork.js';
 import { checkForkLimits } from './fork-limits.js';
 import { type CheckedFork, checkFork, checkForkCount } from './fork-options.js';
+import { newId } from './ids.js';
 import type { SnapshotCore } from './snapshot-core.js';
 import type { VmSession } from './vm-session.js';
 
@@ -27,7 +28,7 @@ export function forkOne(parent: ForkParent, options: ForkOptions | undefined): P
 async function makeOne(parent: ForkParent, options: ForkOptions | undefined): Promise<Vm> {
   const startedAt = performance.now();
   const checked = checkFork(`${parent.kind}.fork()`, options);
-  const id = newVmId();
+  const id = newId('vm');
   const observation = observe('fork', { id, parentId: parent.id }, 'fork', () => describe(checked));
   return await observed(observation, async () => {
     const [session] = await makeSessions(parent, [id], checked, startedAt);
@@ -62,7 +63,7 @@ async function makeMany(
   );
   return await observed(observation, async () => {
     await checkForkLimits(checkedCount, parent.vcpus);
-    const ids = Array.from({ length: checkedCount }, newVmId);
+    const ids = Array.from({ length: checkedCount }, () => newId('vm'));
     const sessions = await makeSessions(parent, ids, checked, startedAt);
     const vms = sessions.map((session) => Vm.of(session, checked.input));
     return { value: vms, result: { vmIds: ids } };

@@ -13,6 +13,8 @@ export const VM_COST = {
   descriptors: 14,
   /** Guest memory and its layers, `kvm_run`, a thread's stack and its guard */
   mappings: 8,
+  /** KVM's own, besides one for each vCPU */
+  kernelThreads: 1,
   /** KVM's own, before the guest has written a page, in bytes */
   kernelBytes: 450 * 1024,
 } as const;
@@ -152,7 +154,7 @@ async function readThreads(sources: LimitSources, vcpus: number): Promise<ForkLi
   // Threads of all users, which is no fewer than those of this one.
   const loadavg = (await readText(`${proc}/loadavg`)) ?? '';
   const running = Number(/\d+\/(\d+)/.exec(loadavg)?.[1] ?? 0);
-  const threads = { perVm: vcpus, unit: 'threads' } as const;
+  const threads = { perVm: vcpus + VM_COST.kernelThreads, unit: 'threads' } as const;
   const kernel = toNumber(await readText(`${proc}/sys/kernel/threads-max`));
   const limits: ForkLimit[] = [
     {

@@ -1,6 +1,4 @@
-import { randomBytes } from 'node:crypto';
-
-import { VmError } from '../errors.js';
+import { AbortError, VmError } from '../errors.js';
 import type { NativeForkTimes } from '../native.js';
 import type { CheckedFork } from './fork-options.js';
 import type { SnapshotCore } from './snapshot-core.js';
@@ -15,10 +13,6 @@ export interface ForkRequest {
   readonly startedAt: number;
 }
 
-export function newVmId(): string {
-  return `vm-${randomBytes(8).toString('hex')}`;
-}
-
 /**
  * Makes VMs from a snapshot, restored and not entered: all of them, or none if one fails.
  *
@@ -31,10 +25,15 @@ export async function fork(
   request: ForkRequest,
 ): Promise<VmSession[]> {
   const { signal, timeoutMs } = request.options;
-  const wait = new Wait({ signal, timeoutMs, onTimeout: forkTimeout });
+  if (signal?.aborted) throw new AbortError(signal.reason);
+  let wait: Wait | undefined;
+  // Only forks that are not there at once are waited for.
+  const waiting = (): Wait => {
+    wait ??= new Wait({ signal, timeoutMs, onTimeout: forkTimeout });
+    return wait;
+  };
   try {
-    wait.check();
-    const forks = ids.map((id) => forkOne(snapshot, id, request, wait));
+    const forks = ids.map((id) => forkOne(snapshot, id, request, waiting));
     const outcomes = await Promise.allSettled(forks);
     const failure = outcomes.find((outcome) => outcome.status === 'rejected');
     if (failure === undefined) return await Promise.all(forks);
@@ -44,7 +43,7 @@ export async function fork(
     await Promise.allSettled(made);
     throw failure.reason;
   } finally {
-    wait.end();
+    wait?.end();
   }
 }
 
@@ -53,7 +52,7 @@ async function forkOne(
   snapshot: SnapshotCore,
   id: string,
   { options, parentId, startedAt }: ForkRequest,
-  wait: Wait,
+  waiting: () => Wait,
 ): Promise<VmSession> {
   const { core, info, vm: state } = snapshot;
   const { pool, hostname } = options;
@@ -71,11 +70,10 @@ async function forkOne(
   );
   try {
     const postedAt = performance.now();
-    const times = await wait.race(
-      core.requestUnlessNow<NativeForkTimes>((id) =>
-        core.native.forkSnapshot(id, snapshot.number, session.vm, pool, hostname ?? ''),
-      ),
+    const answer = core.requestUnlessNow<NativeForkTimes>((id) =>
+      core.native.forkSnapshot(id, snapshot.number, session.vm, pool, hostname ?? ''),
     );
+    const times = answer instanceof Promise ? await waiting().race(answer) : answer;
     session.timings = {
       pool: times.pool,
       prepareMs: postedAt - startedAt,

@@ -7,9 +7,10 @@ import { describeErrno, VmError } from '../errors.js';
 import type { NativeParkPlace, NativeSnapshotInfo } from '../native.js';
 import { RequestCancelled } from './core.js';
 import type { CheckedSnapshot } from './fork-options.js';
+import { newId } from './ids.js';
 import { ParkMode } from './protocol.js';
 import type { VmState } from './session-state.js';
-import { newSnapshotId, SnapshotCore } from './snapshot-core.js';
+import { SnapshotCore } from './snapshot-core.js';
 import type { VmSession } from './vm-session.js';
 import type { Wait } from './wait.js';
 
@@ -49,7 +50,7 @@ export async function freeze(session: VmSession, options: CheckedSnapshot): Prom
         await wait.race(delay(ATTEMPT_MS));
       }
     }, wait);
-    const origin = { id: newSnapshotId(), parentId: session.id, label, at };
+    const origin = { id: newId('snap'), parentId: session.id, label, at };
     return new SnapshotCore(session.core, number, origin, info, vm);
   } finally {
     session.core.release();

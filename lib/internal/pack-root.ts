@@ -16,19 +16,23 @@ import {
   padding,
   pagePadding,
 } from './cpio.js';
+import type { KernelModule } from './kernel-modules.js';
 
 /** Bytes that one read asks for. */
 const CHUNK_BYTES = MiB;
 /** Guest memory that is not available for files at boot: kernel and its data. */
 const KERNEL_BYTES = 24 * MiB;
-/** The agent's directory in the guest. */
+/** The agent's directory in the guest; guest/agent/modules.c knows `modules` in it. */
 const AGENT_DIRECTORY = '.forklet';
+const MODULE_DIRECTORY = `${AGENT_DIRECTORY}/modules`;
 
 export interface PackOptions {
   /** Directory of the host, or cpio archive (newc, uncompressed). */
   readonly root: string;
   /** The agent's program. */
   readonly agent: Uint8Array;
+  /** What the agent loads before it dials the host, in order. */
+  readonly modules?: readonly KernelModule[];
   /** Most bytes that all segments together may have; see {@link maxRootBytes}. */
   readonly maxBytes: number;
   readonly signal?: AbortSignal | undefined;
@@ -43,7 +47,8 @@ export function maxRootBytes(memoryBytes: number): number {
 }
 
 /**
- * Packs the root, then the agent as /.forklet/agent, whatever the root has there.
+ * Packs the root, then the agent as /.forklet/agent, whatever the root has there, and modules beside
+ * it.
  *
  * Directories that the agent mounts on come first, so that a root without them boots, and one with
  * them decides their modes. Of a host directory: symbolic links stay links and are never followed,
@@ -70,14 +75,9 @@ export async function packRoot(options: PackOptions): Promise<Uint8Array[]> {
   } else {
     throw badRoot(root, 'is neither a directory nor a file');
   }
-  const directory = { path: AGENT_DIRECTORY, mode: FileKind.directory | 0o755 };
-  segments.add(writer.entry(directory, segments.bytes));
-  const program = {
-    path: `${AGENT_DIRECTORY}/agent`,
-    mode: FileKind.regular | 0o755,
-    data: agent,
-  };
-  segments.add(writer.entry(program, segments.bytes));
+  for (const entry of agentFiles(agent, options.modules ?? [])) {
+    segments.add(writer.entry(entry, segments.bytes));
+  }
   segments.add(writer.trailer());
   signal?.throwIfAborted();
   return segments.finish();
@@ -99,6 +99,24 @@ function mountPoints(): CpioEntry[] {
   const mode = FileKind.characterDevice | 0o600;
   entries.push({ path: 'dev/console', mode, major: 5, minor: 1 });
   return entries;
+}
+
+function agentFiles(agent: Uint8Array, modules: readonly KernelModule[]): CpioEntry[] {
+  const directory = (path: string) => ({ path, mode: FileKind.directory | 0o755 });
+  const file = (path: string, permissions: number, data: Uint8Array) => ({
+    path,
+    mode: FileKind.regular | permissions,
+    data,
+  });
+  const entries = [directory(AGENT_DIRECTORY), file(`${AGENT_DIRECTORY}/agent`, 0o755, agent)];
+  if (modules.length === 0) return entries;
+  const order = modules.map(({ fileName }) => `${fileName}\n`).join('');
+  return [
+    ...entries,
+    directory(MODULE_DIRECTORY),
+    ...modules.map(({ fileName, data }) => file(`${MODULE_DIRECTORY}/${fileName}`, 0o644, data)),
+    file(`${MODULE_DIRECTORY}/order`, 0o644, Buffer.from(order)),
+  ];
 }
 
 /** Collects segments, small ones joined, and keeps count. */

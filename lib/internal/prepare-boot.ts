@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { AbortError, VmError, type VmErrorCode } from '../errors.js';
 import type { CheckedVmOptions } from '../options.js';
 import { ARTIFACT_REMEDY, artifactPaths, isPackaged, unreadable } from './artifacts.js';
+import { readKernelModules } from './kernel-modules.js';
 import { maxRootBytes, packRoot } from './pack-root.js';
 
 /** What a boot reads from the host's files. */
@@ -11,9 +12,9 @@ export interface BootFiles {
   readonly initramfs: readonly Uint8Array[];
 }
 
-/** Finds kernel and agent and packs the root; throws VmError or AbortError. */
+/** Finds kernel, modules and agent and packs the root; throws VmError or AbortError. */
 export async function prepareBoot(options: CheckedVmOptions): Promise<BootFiles> {
-  const { kernel, root, memoryBytes, signal } = options;
+  const { kernel, modules, root, memoryBytes, signal } = options;
   if (signal?.aborted) throw new AbortError(signal.reason);
   const paths = artifactPaths({
     ...(kernel !== undefined && { kernel }),
@@ -26,6 +27,7 @@ export async function prepareBoot(options: CheckedVmOptions): Promise<BootFiles>
     const initramfs = await packRoot({
       root: paths.root,
       agent: await readAgent(paths.agent),
+      modules: modules === undefined ? [] : await readKernelModules(modules),
       maxBytes: maxRootBytes(memoryBytes),
       signal,
     });

@@ -1,5 +1,3 @@
-import { randomBytes } from 'node:crypto';
-
 import { VmError } from '../errors.js';
 import type { NativeParkPlace, NativeSnapshotInfo } from '../native.js';
 import type { Core } from './core.js';
@@ -11,10 +9,6 @@ export interface SnapshotOrigin {
   readonly parentId: string | null;
   readonly label: string | undefined;
   readonly at: NativeParkPlace;
-}
-
-export function newSnapshotId(): string {
-  return `snap-${randomBytes(8).toString('hex')}`;
 }
 
 /**

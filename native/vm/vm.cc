@@ -1,5 +1,6 @@
 #include "vm/vm.h"
 
+#include "arch/x86_64/acpi.h"
 #include "arch/x86_64/boot.h"
 #include "arch/x86_64/command_line.h"
 #include "arch/x86_64/cpuid.h"
@@ -95,6 +96,7 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
                    ComposeCommandLine(*host, kVirtioDevices, config.kernel_args));
   WriteBootParameters(vm->memory_, command_line, initramfs, kernel.setup_header);
   WriteMpTable(vm->memory_, config.vcpus, kVirtioDevices);
+  WriteAcpiTables(vm->memory_, config.vcpus, kVirtioDevices);
   CHECK(vm->memory_.WriteObject(layout::kMailbox, Mailbox()));
   CHECK(vm->memory_.WriteObject(layout::kExchange, Exchange()));
   times.kernel_loaded = MonotonicNs() - epoch_ns;
@@ -136,6 +138,7 @@ Status Vm::CreateDevices() {
   });
   TRY(doorbell_line_.Connect(fd_, layout::kDoorbellGsi));
   doorbell_ = std::make_unique<Doorbell>(static_cast<DoorbellHost&>(*this));
+  acpi_power_ = std::make_unique<AcpiPower>([this](PowerEvent event) { OnPower(event); });
   vsock_ = std::make_unique<VsockDevice>(VsockConfig{}, static_cast<VsockHost&>(*this));
   rng_ = std::make_unique<RngDevice>();
   TRY(AddVirtio(*vsock_, kVsockIndex, vsock_line_, vsock_transport_));
@@ -146,7 +149,8 @@ Status Vm::CreateDevices() {
       Bus::Create({{layout::kDoorbell.value, layout::kPageSize, doorbell_.get()},
                    {VirtioWindow(kVsockIndex).value, VirtioMmio::kBytes, vsock_transport_.get()},
                    {VirtioWindow(kRngIndex).value, VirtioMmio::kBytes, rng_transport_.get()}}));
-  ASSIGN_OR_RETURN(ports_, Bus::Create({{layout::kSerialPort, Serial::kPorts, serial_.get()}}));
+  ASSIGN_OR_RETURN(ports_, Bus::Create({{layout::kSerialPort, Serial::kPorts, serial_.get()},
+                                        {layout::kPowerPort, kAcpiPowerPorts, acpi_power_.get()}}));
   return Ok();
 }
 
@@ -249,6 +253,15 @@ void Vm::OnDoorbellEvent(DoorbellEvent event) {
       return End(ExitReason::kRestart, "the guest asked for a restart");
     case DoorbellEvent::kHalt:
       return End(ExitReason::kHalt, "the guest halted");
+  }
+}
+
+void Vm::OnPower(PowerEvent event) {
+  switch (event) {
+    case PowerEvent::kPowerOff:
+      return End(ExitReason::kPowerOff, "the guest powered off");
+    case PowerEvent::kRestart:
+      return End(ExitReason::kRestart, "the guest asked for a restart");
   }
 }
 

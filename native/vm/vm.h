@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/event_loop.h"
 #include "base/result.h"
+#include "devices/acpi_power.h"
 #include "devices/bus.h"
 #include "devices/doorbell.h"
 #include "devices/serial.h"
@@ -186,6 +187,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
 
   // Ends the VM: the first reason counts.
   void End(ExitReason reason, std::string detail);
+  void OnPower(PowerEvent event);
 
   void OnDoorbellEvent(DoorbellEvent event) override;
   void OnPark(ParkPlace place) override;
@@ -216,6 +218,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   IrqfdLine rng_line_;
   IrqfdLine doorbell_line_;
   std::unique_ptr<Doorbell> doorbell_;
+  std::unique_ptr<AcpiPower> acpi_power_;
   std::unique_ptr<Serial> serial_;
   std::unique_ptr<VsockDevice> vsock_;
   std::unique_ptr<RngDevice> rng_;

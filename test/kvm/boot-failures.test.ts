@@ -103,6 +103,13 @@ describe.runIf(hasKvm)('a kernel', () => {
   });
 });
 
+test('modules that are missing are ERR_VM_BAD_KERNEL', async () => {
+  const error = await failure({ kernel: kernels.write(spin), modules: '/nonexistent/modules' });
+
+  expect(error).toMatchObject({ code: 'ERR_VM_BAD_KERNEL', errno: -2, syscall: 'open' });
+  expect(error.message).toContain('/nonexistent/modules');
+});
+
 describe('a root', () => {
   test.each([
     ['that is missing', () => '/nonexistent/root', /nonexistent.*ENOENT/],

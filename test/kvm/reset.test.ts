@@ -9,7 +9,7 @@ import { sharedSnapshot } from '../helpers/shared-snapshot.js';
 
 describe.runIf(hasKvm)('a reset', () => {
   const shared = sharedSnapshot(async (vm) => {
-    await vm.fs.writeFile('/tmp/kept', 'kept');
+    await vm.fs.writeFile('/tmp/kept', 'kept\n');
   });
   let fork: Vm;
 

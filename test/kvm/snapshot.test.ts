@@ -37,16 +37,17 @@ describe.runIf(hasKvm)('a snapshot of a running VM', () => {
 
   test('loses and repeats nothing of what runs meanwhile', async () => {
     const command = 'i=0; while [ $i -lt 400 ]; do echo $i; i=$((i + 1)); done; cat';
-    const handle = shared.vm.exec(command, { stdin: 'pipe' });
+    const handle = shared.vm.exec(command);
+    const { stdin } = handle;
     const lines: string[] = [];
     const reading = (async () => {
       for await (const line of handle.lines()) lines.push(line);
     })();
     for (let i = 0; i < 3; i++) {
       await (await shared.vm.snapshot()).close();
-      handle.stdin.write(`snapshot ${i}\n`);
+      stdin.write(`snapshot ${i}\n`);
     }
-    handle.stdin.end();
+    stdin.end();
     await reading;
 
     expect(lines).toEqual([

@@ -75,6 +75,14 @@ TEST_CASE("The zero page takes over a bzImage's setup header and keeps its own f
   CHECK(params.e820_entries == 3);
 }
 
+TEST_CASE("The zero page says where the ACPI tables begin") {
+  const GuestMemory memory = Create(32 * kMiB);
+
+  WriteBootParameters(memory, "quiet", {}, {});
+
+  CHECK(ReadZeroPage(memory).acpi_rsdp_addr == layout::kRsdp.value);
+}
+
 TEST_CASE("The initramfs lies at the top of low memory, segments back to back") {
   const GuestMemory memory = Create(64 * kMiB);
 

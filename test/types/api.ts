@@ -9,8 +9,13 @@ import {
   ExecError,
   type ExecProcess,
   type ExecResult,
+  type ForkCapacity,
+  type ForkTimings,
   GiB,
   MiB,
+  type ProcessInfo,
+  Snapshot,
+  type SnapshotProgress,
   Vm,
   VmError,
   type VmErrorCode,
@@ -77,6 +82,47 @@ export async function lifecycle(): Promise<void> {
   await Vm.create({ memory: GiB });
   // @ts-expect-error a VM comes from Vm.create()
   new Vm();
+}
+
+export async function snapshots(vm: Vm): Promise<void> {
+  await using snapshot = await vm.snapshot({ at: 'program', label: 'warm', timeoutMs: 5000 });
+  expectType<Snapshot>()(snapshot, true);
+  expectType<string>()(snapshot.id, true);
+  expectType<string | null>()(snapshot.parentId, true);
+  expectType<string | undefined>()(snapshot.label, true);
+  expectType<number>()(snapshot.memoryBytes, true);
+  const fork = await snapshot.fork({ start: 'on-demand', pool: 'require', unique: 'program' });
+  expectType<Vm>()(fork, true);
+  expectType<Vm[]>()(await vm.forkMany(5, { hostname: 'x', input: new Uint8Array(1) }), true);
+  if ('pool' in fork.timings) expectType<ForkTimings>()(fork.timings, true);
+  expectType<number>()(fork.timings.totalMs, true);
+  expectType<Buffer>()(await fork.parked.call(Buffer.from('x'), { maxBytes: 5 }), true);
+  expectType<Promise<Buffer> | undefined>()(fork.parked.first, true);
+  expectType<ProcessInfo[]>()(await fork.processes(), true);
+  expectType<ExecProcess<string>>()(fork.attach('vm-x/1'), true);
+  await fork.pause();
+  await fork.resume();
+  await fork.reset();
+  await fork.reset(snapshot);
+  await snapshot.prewarm(3);
+  await snapshot.save('/x', { overwrite: true, signal: AbortSignal.timeout(5) });
+  expectType<Snapshot>()(await Snapshot.load('/x', { verify: true }), true);
+  await Snapshot.ensure({
+    key: 'x',
+    options: { vcpus: 2 },
+    prepare: async (made) => void (await made.exec('true')),
+    onProgress: (progress) => expectType<SnapshotProgress>()(progress, true),
+  });
+  expectType<ForkCapacity>()((await doctor()).maxForks, true);
+
+  // @ts-expect-error there is no such place
+  await vm.snapshot({ at: 'home' });
+  // @ts-expect-error input is bytes
+  await snapshot.fork({ input: 'text' });
+  // @ts-expect-error the signal belongs beside the options
+  await Snapshot.ensure({ key: 'x', options: { signal: AbortSignal.timeout(5) } });
+  // @ts-expect-error a snapshot comes from a VM, a directory or the cache
+  new Snapshot();
 }
 
 export function errors(error: unknown): string {

@@ -21,7 +21,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 
 import { CpioScanner, CpioWriter, FileKind } from '../../lib/internal/cpio.js';
-import { maxRootBytes, packRoot } from '../../lib/internal/pack-root.js';
+import { maxRootBytes, type PackOptions, packRoot } from '../../lib/internal/pack-root.js';
 import { MiB } from '../../lib/units.js';
 
 const AGENT = Buffer.from('the agent');
@@ -40,7 +40,7 @@ beforeEach(() => {
 
 afterEach(() => rmSync(directory, { recursive: true, force: true }));
 
-function pack(path: string, options: { maxBytes?: number; signal?: AbortSignal } = {}) {
+function pack(path: string, options: Partial<PackOptions> = {}) {
   return packRoot({ root: path, agent: AGENT, maxBytes: 64 * MiB, ...options });
 }
 
@@ -166,6 +166,18 @@ describe('packRoot() of a directory', () => {
 
     expect(readFileSync(join(unpacked, '.forklet/agent'), 'utf8')).toBe('the agent');
     expect(statSync(join(unpacked, '.forklet/agent')).mode & 0o777).toBe(0o755);
+  });
+
+  test('has the modules that were given, and a list that keeps their order', async () => {
+    const module = (fileName: string) => ({ fileName, data: Buffer.from(`code of ${fileName}`) });
+
+    unpack(await pack(root, { modules: [module('b.ko'), module('a.ko')] }));
+
+    const packed = join(unpacked, '.forklet/modules');
+    expect(readFileSync(join(packed, 'order'), 'utf8')).toBe('b.ko\na.ko\n');
+    expect(readFileSync(join(packed, 'a.ko'), 'utf8')).toBe('code of a.ko');
+    expect(readFileSync(join(packed, 'b.ko'), 'utf8')).toBe('code of b.ko');
+    expect(existsSync(join(unpacked, '.forklet/agent'))).toBe(true);
   });
 
   test('reads large files in pieces, each segment a multiple of 4 bytes', async () => {

@@ -162,6 +162,7 @@ void WriteBootParameters(const GuestMemory& memory, const std::string& command_l
     const MemoryRegion& region = memory.regions()[i];
     AddE820(params, region.start.value, region.start.value + region.size, kE820Ram);
   }
+  params.acpi_rsdp_addr = layout::kRsdp.value;
   Put(memory, layout::kZeroPage, params);
 
   WritePageTables(memory);

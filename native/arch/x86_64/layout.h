@@ -34,6 +34,11 @@ static_assert(kLowRamEnd == kExchange);
 inline constexpr GuestAddress kMpTable{0x9fc00};
 inline constexpr GuestAddress kMpTableEnd{0xa0000};
 
+// The ACPI tables, in the range that kernels search for their root pointer: RAM
+// that e820 reserves.
+inline constexpr GuestAddress kRsdp{0xe0000};
+inline constexpr GuestAddress kAcpiTablesEnd{0xf0000};
+
 // Kernels are loaded at or above 1 MiB.
 inline constexpr GuestAddress kHighRam{0x100000};
 
@@ -48,6 +53,7 @@ inline constexpr uint32_t kVirtioGsi = 5;               // The first device's
 inline constexpr uint32_t kDoorbellGsi = 7;             // Calls a program back to its park
 inline constexpr uint16_t kSerialPort = 0x3f8;          // COM1, 8 ports
 inline constexpr uint32_t kSerialGsi = 4;
+inline constexpr uint16_t kPowerPort = 0x600;  // ACPI's sleep and reset registers, 2 ports
 
 inline constexpr GuestAddress kIoApic{0xfec00000};
 inline constexpr GuestAddress kLocalApic{0xfee00000};

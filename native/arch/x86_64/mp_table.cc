@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "arch/x86_64/firmware_table.h"
 #include "arch/x86_64/layout.h"
 
 namespace forklet {
@@ -75,19 +76,6 @@ struct Interrupt {
 static_assert(sizeof(Interrupt) == 8);
 
 constexpr uint8_t kAllLocalApics = 0xff;
-
-// The byte that makes the whole sum to zero.
-uint8_t Checksum(const void* data, size_t size) {
-  uint8_t sum = 0;
-  for (size_t i = 0; i < size; ++i) sum += static_cast<const uint8_t*>(data)[i];
-  return static_cast<uint8_t>(-sum);
-}
-
-template <class Entry>
-void Append(std::vector<uint8_t>& table, const Entry& entry) {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(&entry);
-  table.insert(table.end(), bytes, bytes + sizeof entry);
-}
 
 }  // namespace
 

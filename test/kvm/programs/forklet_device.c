@@ -67,7 +67,7 @@ static volatile uint64_t* last_word(void) {
 }
 
 static void wait_for_call(void) {
-  uint64_t count;
+  uint64_t count = 0;
   say("waiting\n");
   const long got = call3(SYS_READ, device, (long)&count, sizeof(count));
   say_number(got == sizeof(count) ? (long)count : got);

@@ -1,0 +1,113 @@
+import { describe, expect, test } from 'vitest';
+
+import { runChild } from '../helpers/child.js';
+import { hasKvm } from '../helpers/has-kvm.js';
+
+const BOOT = 'const vm = await Vm.create({ bootTimeoutMs: 200_000 });';
+
+const counting = `
+import { readdirSync, readFileSync } from 'node:fs';
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const guestMappings = () => readFileSync('/proc/self/maps', 'utf8').split('\\n')
+  .filter((line) => /memfd:|kvm/.test(line)).length;
+const threads = () => readdirSync('/proc/self/task').length;
+`;
+
+describe.runIf(hasKvm)('forks and snapshots', () => {
+  test('that are collected without close() are closed, with a warning each', async () => {
+    const result = await runChild(
+      `${counting}
+      process.on('warning', ({ code, message }) => console.log(code, message.split(' ')[1]));
+      ${BOOT}
+      await (await vm.snapshot()).close();
+      const before = guestMappings();
+      let ids;
+      await (async () => {
+        const snapshot = await vm.snapshot();
+        await snapshot.prewarm(1);
+        const fork = await snapshot.fork();
+        await fork.ready;
+        ids = [snapshot.id, fork.id];
+      })();
+      const held = guestMappings();
+      for (let i = 0; i < 200 && guestMappings() > before; i++) {
+        globalThis.gc();
+        await sleep(20);
+      }
+      console.log(JSON.stringify({ ids, before, held, after: guestMappings() }));
+      await vm.close();`,
+      { execArgv: ['--expose-gc'] },
+    );
+
+    const lines = result.stdout.trim().split('\n');
+    const { ids, before, held, after } = JSON.parse(lines.pop() ?? '');
+    expect(lines.sort()).toEqual([
+      `FORKLET_SNAPSHOT_NOT_CLOSED ${ids[0]}`,
+      `FORKLET_VM_NOT_CLOSED ${ids[1]}`,
+    ]);
+    expect(held).toBeGreaterThan(before);
+    expect(after).toBe(before);
+  });
+
+  test('do not hold the process when they are idle, and do while one becomes ready', async () => {
+    const result = await runChild(
+      `${BOOT}
+      const snapshot = await vm.snapshot();
+      await snapshot.prewarm(1);
+      const waiting = await snapshot.fork({ start: 'on-demand' });
+      const fork = await snapshot.fork();
+      fork.ready.then(() => console.log('ready'));`,
+    );
+
+    expect(result).toMatchObject({ exitCode: 0, signal: null, stdout: 'ready\n', stderr: '' });
+  });
+
+  test('end with the process, whatever they are at', async () => {
+    const result = await runChild(
+      `${BOOT}
+      const snapshot = await vm.snapshot();
+      await snapshot.prewarm(2);
+      const [one, two] = await snapshot.forkMany(2);
+      one.exec('while :; do :; done').catch(() => {});
+      two.reset().catch(() => {});
+      vm.snapshot().catch(() => {});
+      snapshot.forkMany(4).catch(() => {});
+      setTimeout(() => process.exit(7), 5);`,
+    );
+
+    expect(result).toMatchObject({ exitCode: 7, signal: null, stdout: '', stderr: '' });
+  });
+
+  test('end with a worker that is terminated, and leave no thread', async () => {
+    const entry = new URL('../../dist/index.js', import.meta.url).href;
+    const module = `data:text/javascript,${encodeURIComponent(`
+      import { Vm } from ${JSON.stringify(entry)};
+      import { parentPort } from 'node:worker_threads';
+      ${BOOT}
+      const snapshot = await vm.snapshot();
+      await snapshot.prewarm(1);
+      const fork = await snapshot.fork();
+      parentPort.postMessage('running');
+      for (;;) await (await snapshot.fork()).close();`)}`;
+    const result = await runChild(
+      `${counting}
+      import { Worker } from 'node:worker_threads';
+      const run = async () => {
+        const worker = new Worker(new URL(process.env.WORKER));
+        await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
+        await sleep(50);
+        await worker.terminate();
+        await sleep(300);
+      };
+      await run();
+      const before = [threads(), guestMappings()];
+      await run();
+      console.log(JSON.stringify([before, [threads(), guestMappings()]]));`,
+      { env: { WORKER: module } },
+    );
+
+    expect(result).toMatchObject({ exitCode: 0, signal: null, stderr: '' });
+    const [before, after] = JSON.parse(result.stdout);
+    expect(after).toEqual(before);
+  });
+});
