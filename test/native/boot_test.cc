@@ -223,4 +223,20 @@ TEST_CASE("No vCPU is offered virtualization of its own") {
   CHECK(Leaf(table, 0x8000000a, 0).edx == 0);              // SVM's features
 }
 
+TEST_CASE("A vCPU has nothing of KVM's that would interrupt a fork or write to its memory") {
+  constexpr uint32_t kKvmFeatures = 0x40000001;
+  CpuidTable supported;
+  supported.count = 1;
+  supported.entries[0].function = kKvmFeatures;
+  supported.entries[0].eax = 0xffffffff;
+
+  const CpuidTable table = VcpuCpuid(supported, /*id=*/0, /*vcpus=*/1, /*tsc_deadline=*/true);
+
+  const uint32_t features = Leaf(table, kKvmFeatures, 0).eax;
+  CHECK((features & 1u << 3) != 0);   // kvm-clock stays
+  CHECK((features & 1u << 4) == 0);   // Asynchronous page faults
+  CHECK((features & 1u << 5) == 0);   // Stolen time
+  CHECK((features & 1u << 14) == 0);  // Asynchronous page faults by interrupt
+}
+
 }  // namespace forklet

@@ -13,6 +13,12 @@ constexpr uint32_t kLeaf1EcxTscDeadline = 1u << 24;
 constexpr uint32_t kLeaf1EcxHypervisor = 1u << 31;
 constexpr uint32_t kLeaf1EdxHtt = 1u << 28;
 constexpr uint32_t kExtEcxSvm = 1u << 2;
+// What a guest that is forked is better off without (Linux: virt/kvm/x86/cpuid.rst).
+// KVM answers the restoring of the asynchronous page faults' MSR with an
+// interrupt, which would be the first thing that every fork does; and it writes
+// stolen time into guest memory at the first entry, for nobody.
+constexpr uint32_t kKvmAsyncPageFaults = 1u << 4 | 1u << 10 | 1u << 14;
+constexpr uint32_t kKvmStealTime = 1u << 5;
 constexpr uint32_t kExtEcxPerfCounters = 1u << 23;
 
 // Bits that hold the thread's number inside the package.
@@ -93,6 +99,9 @@ CpuidTable VcpuCpuid(const CpuidTable& supported, uint32_t id, uint32_t vcpus, b
       case 0xb:
       case 0x1f:
         SetExtendedTopology(entry, id, vcpus);
+        break;
+      case 0x40000001:
+        entry.eax &= ~(kKvmAsyncPageFaults | kKvmStealTime);
         break;
       case 0x80000001:
         entry.ecx &= ~(kExtEcxSvm | kExtEcxPerfCounters);
