@@ -26,8 +26,8 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-static void *map(int device, enum fk_device_page page, size_t bytes, int protection) {
-  void *memory = mmap(NULL, bytes, protection, MAP_SHARED, device, (off_t)(page * PAGE_BYTES));
+static void* map(int device, enum fk_device_page page, size_t bytes, int protection) {
+  void* memory = mmap(NULL, bytes, protection, MAP_SHARED, device, (off_t)(page * PAGE_BYTES));
   if (memory == MAP_FAILED) {
     perror("touch: mmap of /dev/forklet");
     exit(1);
@@ -35,20 +35,20 @@ static void *map(int device, enum fk_device_page page, size_t bytes, int protect
   return memory;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   const uint32_t pages = argc == 2 ? (uint32_t)atoi(argv[1]) : 0;
   const size_t bytes = (size_t)pages * 2 * PAGE_BYTES + PAGE_BYTES;
-  volatile uint8_t *buffer =
+  volatile uint8_t* buffer =
       mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (buffer == MAP_FAILED || madvise((void *)buffer, bytes, MADV_POPULATE_WRITE) != 0) {
+  if (buffer == MAP_FAILED || madvise((void*)buffer, bytes, MADV_POPULATE_WRITE) != 0) {
     perror("touch: memory");
     return 1;
   }
   const int device = open("/dev/forklet", O_RDWR);
-  const volatile uint32_t *doorbell = map(device, FK_PAGE_DOORBELL, PAGE_BYTES, PROT_READ);
-  struct fk_exchange *exchange =
+  const volatile uint32_t* doorbell = map(device, FK_PAGE_DOORBELL, PAGE_BYTES, PROT_READ);
+  struct fk_exchange* exchange =
       map(device, FK_PAGE_EXCHANGE, sizeof *exchange, PROT_READ | PROT_WRITE);
-  volatile struct fk_exchange *shared = exchange;
+  volatile struct fk_exchange* shared = exchange;
 
   for (uint32_t written = 0;;) {
     (void)doorbell[FK_DOORBELL_PARK_PROGRAM / sizeof *doorbell];

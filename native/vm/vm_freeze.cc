@@ -129,13 +129,14 @@ Result<bool> Vm::OthersOutsideKernel(uint32_t parked) {
 }
 
 Status Vm::WaitParked(std::unique_lock<std::mutex>& lock, Deadline deadline) {
-  const bool settled = parked_.wait_until(lock, deadline, [this] {
-    return freezer_->parked || freezer_->cancelled || ended_.load();
-  });
+  const bool settled = parked_.wait_until(
+      lock, deadline, [this] { return freezer_->parked || freezer_->cancelled || ended_.load(); });
   if (ended_.load()) return Error{ErrorCode::kExited, 0, {}, "the VM has stopped running"};
   if (freezer_->cancelled) return Error{ErrorCode::kCancelled, 0, {}, {}};
   if (settled) return Ok();
-  return Error{ErrorCode::kParkTimeout, 0, {},
+  return Error{ErrorCode::kParkTimeout,
+               0,
+               {},
                freezer_->place == ParkPlace::kAgent
                    ? "the guest agent did not park in time; the VM goes on"
                    : "no program of the guest parked in time; the VM goes on"};
@@ -234,7 +235,9 @@ Status Vm::RestoreDevices(const VmState& state) {
 Status Vm::Reset(std::shared_ptr<const VmState> state) {
   if (ended_.load()) return Error{ErrorCode::kExited, 0, {}, "the VM has stopped running"};
   if (state->memory_bytes != memory_.bytes() || state->cpus.size() != vcpus_.size()) {
-    return Error{ErrorCode::kNoSnapshot, 0, {},
+    return Error{ErrorCode::kNoSnapshot,
+                 0,
+                 {},
                  "a VM can be reset to a snapshot with as much memory and as many vCPUs only"};
   }
   AddHold(Hold::kRestoring);
