@@ -79,12 +79,18 @@ void Core::SnapshotVm(RequestId request, VmId vm, SnapshotId snapshot, ParkPlace
                       uint32_t timeout_ms) {
   const auto entry = Find(vm);
   if (entry == nullptr || !entry->BeginJob()) return FailClosed(request);
+  // Before this returns, since the guest may be asked to park right after.
+  auto begun = entry->vm->BeginFreeze(place);
+  if (!begun.ok()) {
+    entry->EndJob();
+    return Fail(request, std::move(begun).error());
+  }
   auto made = AddSnapshot(snapshot);
-  auto freeze = [entry, made, request, place, sink = sink_,
+  auto freeze = [entry, made, request, sink = sink_,
                  deadline = DeadlineIn(std::chrono::milliseconds(timeout_ms))] {
     FreezeTimes times;
     Event answer = Done{request, {}};
-    auto state = entry->vm->Freeze(place, deadline, times);
+    auto state = entry->vm->Freeze(deadline, times);
     auto frozen = state.ok() ? Snapshot::Create(entry->kvm_path, state.value())
                              : Result<std::shared_ptr<Snapshot>>(std::move(state).error());
     {
@@ -101,6 +107,7 @@ void Core::SnapshotVm(RequestId request, VmId vm, SnapshotId snapshot, ParkPlace
   };
   auto started = jobs_.Start("forklet-freeze", std::move(freeze));
   if (started.ok()) return;
+  entry->vm->AbandonFreeze();
   entry->EndJob();
   snapshots_.erase(snapshot);
   Fail(request, std::move(started).error());

@@ -72,13 +72,16 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   [[nodiscard]] bool Pause(Deadline deadline);
   Status Resume();
 
-  // Waits until the guest stands parked at `place`, and returns what it is then.
-  // The guest goes on. Not on a thread of this VM.
+  // A freeze begins: from now on it is noticed when the guest parks at `place`, so
+  // that the caller may ask it to. Freeze or AbandonFreeze follows.
+  Status BeginFreeze(ParkPlace place);
+  void AbandonFreeze();
+  // Waits until the guest stands parked, and returns what it is then. The guest
+  // goes on. Not on a thread of this VM.
   //
   // On failure it goes on as well: kParkTimeout at the deadline, kCancelled after
   // CancelFreeze, kExited or kClosed when it ends.
-  Result<std::shared_ptr<const VmState>> Freeze(ParkPlace place, Deadline deadline,
-                                                FreezeTimes& times);
+  Result<std::shared_ptr<const VmState>> Freeze(Deadline deadline, FreezeTimes& times);
   void CancelFreeze();
 
   // Puts the VM back to a frozen state of the same size; it is then like a fork
@@ -161,7 +164,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   uint32_t CurrentVcpu() const;
 
   // Freezing and restoring (vm_freeze.cc).
-  Status BeginFreeze(ParkPlace place);
+  Status EndFreeze(bool quiesced);
   // Sets `parked` to the moment when the guest stood still, once it has.
   Result<std::shared_ptr<const VmState>> FreezeParked(Deadline deadline, uint64_t& parked);
   Result<bool> OthersOutsideKernel(uint32_t parked);

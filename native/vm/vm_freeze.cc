@@ -34,26 +34,34 @@ constexpr GuestAddress kMailboxFlags = layout::kMailbox + offsetof(Mailbox, flag
 //  - the devices stand still before the CPUs are saved: finished work raises
 //    interrupts;
 //  - memory last: requests of the vCPUs may still write to it.
-Result<std::shared_ptr<const VmState>> Vm::Freeze(ParkPlace place, Deadline deadline,
-                                                  FreezeTimes& times) {
+Result<std::shared_ptr<const VmState>> Vm::Freeze(Deadline deadline, FreezeTimes& times) {
   const uint64_t begin = MonotonicNs();
-  TRY(BeginFreeze(place));
   uint64_t parked = 0;
   auto frozen = FreezeParked(deadline, parked);
+  TRY(EndFreeze(parked != 0));
+  times.park = (parked == 0 ? MonotonicNs() : parked) - begin;
+  times.stopped = parked == 0 ? 0 : MonotonicNs() - parked;
+  return frozen;
+}
+
+Status Vm::EndFreeze(bool quiesced) {
   bool yield;
   {
     std::lock_guard lock(park_mutex_);
     // A program that was called to its park goes back to where it waited, and
     // whatever was sent meanwhile needs the guest.
-    yield = (place == ParkPlace::kProgram && !freezer_->stood) || yield_due_.load();
+    yield = (freezer_->place == ParkPlace::kProgram && !freezer_->stood) || yield_due_.load();
     freezer_.reset();
   }
-  if (parked != 0) ResumeDevices();
+  if (quiesced) ResumeDevices();
   TRY(RemoveHold(Hold::kFreezing));
   if (yield) YieldProgram();
-  times.park = (parked == 0 ? MonotonicNs() : parked) - begin;
-  times.stopped = parked == 0 ? 0 : MonotonicNs() - parked;
-  return frozen;
+  return Ok();
+}
+
+void Vm::AbandonFreeze() {
+  // Nothing but the holds of a program that stood parked is to be undone.
+  static_cast<void>(EndFreeze(/*quiesced=*/false));
 }
 
 Status Vm::BeginFreeze(ParkPlace place) {
