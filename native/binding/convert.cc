@@ -77,9 +77,7 @@ Napi::Value ToJs(Napi::Env env, const Bytes& bytes) {
   return CopyBytes(env, bytes.data(), bytes.size());
 }
 
-const char* PlaceName(ParkPlace place) {
-  return place == ParkPlace::kAgent ? "agent" : "program";
-}
+const char* PlaceName(ParkPlace place) { return place == ParkPlace::kAgent ? "agent" : "program"; }
 
 const char* PoolName(PoolHit pool) {
   switch (pool) {

@@ -27,8 +27,7 @@ Napi::Value CoreWrap::ForkSnapshot(const Napi::CallbackInfo& info) {
   const auto pool = ToPoolUse(info[3]);
   auto hostname = ToText(info[4]);
   if (!request || !snapshot || !vm || !pool || !hostname || !core_) return env.Undefined();
-  const auto times =
-      core_->ForkSnapshot(*request, *snapshot, *vm, *pool, std::move(*hostname));
+  const auto times = core_->ForkSnapshot(*request, *snapshot, *vm, *pool, std::move(*hostname));
   return times ? ForkTimesToJs(env, *times) : env.Undefined();
 }
 

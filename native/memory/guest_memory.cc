@@ -82,8 +82,7 @@ Result<std::shared_ptr<const MemoryImage>> GuestMemory::Freeze() {
   }
   ASSIGN_OR_RETURN(std::vector<PageRun> runs, ScanPrivatePages(mapping_.data(), bytes_));
   if (runs.empty() && image_->runs().empty()) return image_;
-  ASSIGN_OR_RETURN(auto image,
-                   MemoryImage::FromPages(*image_, mapping_.data(), std::move(runs)));
+  ASSIGN_OR_RETURN(auto image, MemoryImage::FromPages(*image_, mapping_.data(), std::move(runs)));
   // Read the pages first, then look: see FaultGuard.
   if (guard_ != nullptr && guard_->failed()) {
     return Error{ErrorCode::kIo, 0, {}, "the file behind the VM's memory has failed"};

@@ -97,9 +97,9 @@ Status MemoryImage::MapBase(uint8_t* address) const {
 }
 
 size_t MemoryImage::FirstRunBehind(uint64_t page) const {
-  const auto found = std::partition_point(
-      runs_.begin(), runs_.end(),
-      [page](const PageRun& run) { return run.first + run.count <= page; });
+  const auto found = std::partition_point(runs_.begin(), runs_.end(), [page](const PageRun& run) {
+    return run.first + run.count <= page;
+  });
   return static_cast<size_t>(found - runs_.begin());
 }
 
@@ -154,17 +154,17 @@ Result<bool> MemoryImageReader::Next(uint64_t& offset, std::span<const uint8_t>&
   offset = std::max(next_, std::min(in_base, NextPacked(next_)));
   if (offset >= image_->bytes()) return false;
   // Up to the next hole, or packed pages in one, there may be much: piece by piece.
-  const off_t hole = in_base > offset ? static_cast<off_t>(offset + kPage)
-                                      : ::lseek(image_->base()->get(), static_cast<off_t>(offset),
-                                                SEEK_HOLE);
+  const off_t hole = in_base > offset
+                         ? static_cast<off_t>(offset + kPage)
+                         : ::lseek(image_->base()->get(), static_cast<off_t>(offset), SEEK_HOLE);
   if (hole < 0) return Error{ErrorCode::kIo, errno, "lseek", "guest memory"};
   // A file system may have smaller blocks than pages.
   const uint64_t data_end = (static_cast<uint64_t>(hole) + kPage - 1) / kPage * kPage;
   const uint64_t end = std::min({data_end, offset + kPieceBytes, image_->bytes()});
   buffer_.resize(end - offset);
   for (uint64_t done = 0; done < buffer_.size();) {
-    const ssize_t got = ::pread(image_->base()->get(), buffer_.data() + done,
-                                buffer_.size() - done, static_cast<off_t>(offset + done));
+    const ssize_t got = ::pread(image_->base()->get(), buffer_.data() + done, buffer_.size() - done,
+                                static_cast<off_t>(offset + done));
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) return Error{ErrorCode::kIo, got < 0 ? errno : 0, "pread", "guest memory"};
     done += static_cast<uint64_t>(got);

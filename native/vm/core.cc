@@ -36,9 +36,8 @@ void Core::FailClosed(RequestId request) {
 
 namespace {
 
-Result<std::unique_ptr<Vm>> BootVm(VmId id, const VmConfig& config,
-                                   std::shared_ptr<EventSink> sink, uint64_t epoch_ns,
-                                   BootTimes& times) {
+Result<std::unique_ptr<Vm>> BootVm(VmId id, const VmConfig& config, std::shared_ptr<EventSink> sink,
+                                   uint64_t epoch_ns, BootTimes& times) {
   times.started = MonotonicNs() - epoch_ns;
   ASSIGN_OR_RETURN(std::shared_ptr<EventLoop> loop, SharedLoop("forklet-devices"));
   ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm,
@@ -126,8 +125,8 @@ void Core::PauseVm(RequestId request, VmId vm) {
     if (entry->vm->Pause(DeadlineIn(kPauseTime))) {
       sink->Deliver(Done{request, {}});
     } else {
-      sink->Deliver(Failed{request, {ErrorCode::kParkTimeout, 0, {},
-                                     "a vCPU of the guest does not stand still"}});
+      sink->Deliver(Failed{
+          request, {ErrorCode::kParkTimeout, 0, {}, "a vCPU of the guest does not stand still"}});
     }
     entry->EndJob();
   };

@@ -139,7 +139,9 @@ std::optional<ForkTimes> Core::ForkSnapshot(RequestId request, SnapshotId snapsh
     }
     if (pool == PoolUse::kRequire) {
       vms_.erase(vm);
-      return fail({ErrorCode::kLimit, 0, {},
+      return fail({ErrorCode::kLimit,
+                   0,
+                   {},
                    "no prewarmed fork is ready: prewarm() more of them, or wait for them"});
     }
   }

@@ -12,11 +12,11 @@ namespace forklet {
 
 // Who a VM is, and what time it is there. Fresh for each generation.
 struct GuestIdentity {
-  uint64_t generation = 0;    // Random and never the same twice; 0 for a VM that was booted
-  uint8_t entropy[64] = {};   // From the host's random pool
-  int64_t realtime_ns = 0;    // The host's wall clock ...
-  uint64_t tsc = 0;           // ... when the guest's TSC had this value
-  uint32_t tsc_khz = 0;       // Rate of that TSC; 0: unknown
+  uint64_t generation = 0;   // Random and never the same twice; 0 for a VM that was booted
+  uint8_t entropy[64] = {};  // From the host's random pool
+  int64_t realtime_ns = 0;   // The host's wall clock ...
+  uint64_t tsc = 0;          // ... when the guest's TSC had this value
+  uint32_t tsc_khz = 0;      // Rate of that TSC; 0: unknown
 };
 
 // Written by the host, read by the agent (layout::kMailbox).
@@ -49,8 +49,7 @@ enum class ExchangeCommand : uint32_t {
 struct Exchange {
   static constexpr uint32_t kVersion = 1;
   static constexpr uint64_t kDataOffset = 256;
-  static constexpr uint64_t kDataBytes =
-      layout::kExchangePages * layout::kPageSize - kDataOffset;
+  static constexpr uint64_t kDataBytes = layout::kExchangePages * layout::kPageSize - kDataOffset;
 
   uint32_t version = kVersion;
   ExchangeCommand command = ExchangeCommand::kIdle;

@@ -16,8 +16,8 @@
 
 namespace forklet {
 
-using RequestId = uint32_t;  // Chosen by the binding's side; names one answer
-using VmId = uint32_t;       // Chosen by the binding's side
+using RequestId = uint32_t;   // Chosen by the binding's side; names one answer
+using VmId = uint32_t;        // Chosen by the binding's side
 using SnapshotId = uint32_t;  // Likewise
 using Bytes = std::vector<uint8_t>;
 

@@ -91,8 +91,7 @@ Result<bool> Snapshot::Refill() {
     std::lock_guard lock(mutex_);
     fork = forks_.size() < fork_target_;
     if (!fork && shells_.size() >= shell_target_) return false;
-    flatten = flat_state_ == nullptr &&
-              state_->memory->packed_pages() >= kPagesWorthFlattening &&
+    flatten = flat_state_ == nullptr && state_->memory->packed_pages() >= kPagesWorthFlattening &&
               (forked_ >= kForksBeforeFlattening || fork_target_ >= kForksBeforeFlattening);
   }
   if (flatten) {

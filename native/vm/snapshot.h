@@ -73,7 +73,7 @@ class Snapshot {
   std::vector<std::unique_ptr<Vm>> shells_;
   size_t fork_target_ = 0;
   size_t shell_target_ = 0;
-  uint64_t forked_ = 0;                         // Forks so far
+  uint64_t forked_ = 0;                        // Forks so far
   std::shared_ptr<const VmState> flat_state_;  // Null until flattened
 };
 

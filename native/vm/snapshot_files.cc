@@ -37,9 +37,10 @@ std::string UtcNow() {
 std::vector<uint8_t> Manifest(const VmState& state) {
   const std::string text =
       "{\n  \"format\": \"forklet snapshot\",\n  \"version\": " + std::to_string(kSnapshotVersion) +
-      ",\n  \"saved\": \"" + UtcNow() + "\",\n  \"memoryBytes\": " +
-      std::to_string(state.memory_bytes) + ",\n  \"vcpus\": " + std::to_string(state.cpus.size()) +
-      ",\n  \"at\": \"" + (state.place == ParkPlace::kAgent ? "agent" : "program") + "\"\n}\n";
+      ",\n  \"saved\": \"" + UtcNow() +
+      "\",\n  \"memoryBytes\": " + std::to_string(state.memory_bytes) +
+      ",\n  \"vcpus\": " + std::to_string(state.cpus.size()) + ",\n  \"at\": \"" +
+      (state.place == ParkPlace::kAgent ? "agent" : "program") + "\"\n}\n";
   return {text.begin(), text.end()};
 }
 

@@ -120,10 +120,10 @@ class Vcpu {
   Thread thread_;  // Thread: touched under mutex_; joined by the owner
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // mode_, held_ or running_
-  Mode mode_ = Mode::kHold;         // Under mutex_
-  bool held_ = false;               // Under mutex_: the thread waits in StandStill
-  bool running_ = false;            // Under mutex_: there is a thread that can be kicked
-  uint64_t final_cpu_time_ns_ = 0;  // Under mutex_: once it has ended
+  Mode mode_ = Mode::kHold;          // Under mutex_
+  bool held_ = false;                // Under mutex_: the thread waits in StandStill
+  bool running_ = false;             // Under mutex_: there is a thread that can be kicked
+  uint64_t final_cpu_time_ns_ = 0;   // Under mutex_: once it has ended
 };
 
 }  // namespace forklet

@@ -21,8 +21,7 @@ constexpr uint32_t kVirtioDevices = 2;
 // fewer chains than that, so that only a guest which goes on talking loses some.
 constexpr int kMaxFinalTurns = 8;
 
-constexpr char kMemoryFailed[] =
-    "the file behind the VM's memory was truncated or cannot be read";
+constexpr char kMemoryFailed[] = "the file behind the VM's memory was truncated or cannot be read";
 
 GuestAddress VirtioWindow(uint32_t index) {
   return layout::kVirtioMmio + index * layout::kPageSize;
@@ -193,9 +192,7 @@ Status Vm::ConnectDevices() {
 Status Vm::WatchMemory() {
   const FaultGuard* guard = memory_.guard();
   if (guard == nullptr) return Ok();
-  return loop_->Add(guard->failure(), [this] {
-    End(ExitReason::kIoError, kMemoryFailed);
-  });
+  return loop_->Add(guard->failure(), [this] { End(ExitReason::kIoError, kMemoryFailed); });
 }
 
 Vm::~Vm() { Shutdown(); }

@@ -107,11 +107,11 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
  private:
   // What keeps the vCPUs from running.
   enum class Hold : uint32_t {
-    kNotEntered = 1,   // Boot or restore is done; nobody has asked for more
-    kPaused = 2,       // Pause()
-    kFreezing = 4,     // Parked, and being frozen
-    kStanding = 8,     // A program has answered and stands parked; nothing else is to do
-    kRestoring = 16,   // Reset() is at work
+    kNotEntered = 1,  // Boot or restore is done; nobody has asked for more
+    kPaused = 2,      // Pause()
+    kFreezing = 4,    // Parked, and being frozen
+    kStanding = 8,    // A program has answered and stands parked; nothing else is to do
+    kRestoring = 16,  // Reset() is at work
   };
 
   // A request that a parked program is to answer.
@@ -164,6 +164,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   Status BeginFreeze(ParkPlace place);
   // Sets `parked` to the moment when the guest stood still, once it has.
   Result<std::shared_ptr<const VmState>> FreezeParked(Deadline deadline, uint64_t& parked);
+  Result<bool> OthersOutsideKernel(uint32_t parked);
   Status WaitParked(std::unique_lock<std::mutex>& lock, Deadline deadline);
   // Lets the guest take an interrupt that is pending, and come back.
   Status ParkAgain(ParkPlace place);

@@ -1,6 +1,7 @@
 // The half of Vm that stops a guest at its park and takes its state, or gives it
 // one.
 #include <algorithm>
+#include <thread>
 
 #include "arch/x86_64/cpu_state.h"
 #include "arch/x86_64/layout.h"
@@ -17,6 +18,8 @@ constexpr std::chrono::seconds kHoldTime{5};
 // Times that a guest is sent to park anew because an interrupt came in between.
 // A guest that is never quiet is frozen with its interrupt after that.
 constexpr int kMaxParks = 64;
+
+constexpr std::chrono::microseconds kPauseBetweenParks{200};
 
 // Turns of the device thread that the work of a guest which stands still takes;
 // its queues hold no more.
@@ -88,9 +91,12 @@ Result<std::shared_ptr<const VmState>> Vm::FreezeParked(Deadline deadline, uint6
     const bool quiet = !HasPendingInterrupt(cpu) &&
                        state->devices.vsock_transport.interrupt_status == 0 &&
                        state->devices.rng_transport.interrupt_status == 0;
-    if (quiet || parks == kMaxParks) break;
+    ASSIGN_OR_RETURN(const bool idle, OthersOutsideKernel(state->parked_vcpu));
+    if (idle && (quiet || parks >= kMaxParks)) break;
     ResumeDevices();
     TRY(ParkAgain(state->place));
+    // Time for the others to get out of what they are at.
+    if (!idle) std::this_thread::sleep_for(kPauseBetweenParks);
   }
   state->memory_bytes = memory_.bytes();
   state->cpuid = cpuid_;
@@ -107,14 +113,30 @@ Result<std::shared_ptr<const VmState>> Vm::FreezeParked(Deadline deadline, uint6
   return std::shared_ptr<const VmState>(std::move(state));
 }
 
+// A fork's first vCPU reseeds the random pool while the others stand still: one of
+// them that was stopped inside the guest's kernel may hold a lock that this takes.
+Result<bool> Vm::OthersOutsideKernel(uint32_t parked) {
+  constexpr uint8_t kUserPrivilege = 3;
+  for (uint32_t id = 0; id < vcpus_.size(); ++id) {
+    if (id == parked) continue;
+    ASSIGN_OR_RETURN(const kvm_mp_state mp_state, vcpus_[id]->fd().GetMpState());
+    if (mp_state.mp_state != KVM_MP_STATE_RUNNABLE) continue;  // Halted, or never started
+    ASSIGN_OR_RETURN(const kvm_sregs sregs, vcpus_[id]->fd().GetSregs());
+    // The privilege level is SS's.
+    if (sregs.ss.dpl != kUserPrivilege) return false;
+  }
+  return true;
+}
+
 Status Vm::WaitParked(std::unique_lock<std::mutex>& lock, Deadline deadline) {
-  const bool settled = parked_.wait_until(lock, deadline, [this] {
-    return freezer_->parked || freezer_->cancelled || ended_.load();
-  });
+  const bool settled = parked_.wait_until(
+      lock, deadline, [this] { return freezer_->parked || freezer_->cancelled || ended_.load(); });
   if (ended_.load()) return Error{ErrorCode::kExited, 0, {}, "the VM has stopped running"};
   if (freezer_->cancelled) return Error{ErrorCode::kCancelled, 0, {}, {}};
   if (settled) return Ok();
-  return Error{ErrorCode::kParkTimeout, 0, {},
+  return Error{ErrorCode::kParkTimeout,
+               0,
+               {},
                freezer_->place == ParkPlace::kAgent
                    ? "the guest agent did not park in time; the VM goes on"
                    : "no program of the guest parked in time; the VM goes on"};
@@ -213,7 +235,9 @@ Status Vm::RestoreDevices(const VmState& state) {
 Status Vm::Reset(std::shared_ptr<const VmState> state) {
   if (ended_.load()) return Error{ErrorCode::kExited, 0, {}, "the VM has stopped running"};
   if (state->memory_bytes != memory_.bytes() || state->cpus.size() != vcpus_.size()) {
-    return Error{ErrorCode::kNoSnapshot, 0, {},
+    return Error{ErrorCode::kNoSnapshot,
+                 0,
+                 {},
                  "a VM can be reset to a snapshot with as much memory and as many vCPUs only"};
   }
   AddHold(Hold::kRestoring);

@@ -82,11 +82,13 @@ void Vm::CallProgram(RequestId request, Bytes input, uint64_t max_bytes) {
           Failed{request, {ErrorCode::kInternal, 0, {}, "a program answers one call at a time"}});
     }
     if (input.size() > Exchange::kDataBytes) {
-      return sink_->Deliver(Failed{
-          request,
-          {ErrorCode::kProgram, 0, {},
-           "the input has " + std::to_string(input.size()) + " bytes; a program takes at most " +
-               std::to_string(Exchange::kDataBytes)}});
+      return sink_->Deliver(
+          Failed{request,
+                 {ErrorCode::kProgram,
+                  0,
+                  {},
+                  "the input has " + std::to_string(input.size()) +
+                      " bytes; a program takes at most " + std::to_string(Exchange::kDataBytes)}});
     }
     call_.emplace(Call{request, std::move(input), max_bytes});
     if (program_ == Program::kParked) {

@@ -74,11 +74,10 @@ bool ReadCpu(StateReader& in, CpuState& cpu) {
 bool ReadAll(StateReader& in, VmState& state) {
   uint8_t place = 0;
   size_t cpus = 0;
-  if (!in.Read(state.memory_bytes) || !in.Read(place) || place > 1 ||
-      !in.Read(state.parked_vcpu) || !in.Read(state.control_connection) ||
-      !in.Read(state.emulated_supervisor) || !in.Read(state.cpuid_unmasked) ||
-      !ReadObject(in, state.cpuid) || !ReadObject(in, state.irqchip) ||
-      !in.ReadCount(cpus, kCpuBytes, kMaxVcpus)) {
+  if (!in.Read(state.memory_bytes) || !in.Read(place) || place > 1 || !in.Read(state.parked_vcpu) ||
+      !in.Read(state.control_connection) || !in.Read(state.emulated_supervisor) ||
+      !in.Read(state.cpuid_unmasked) || !ReadObject(in, state.cpuid) ||
+      !ReadObject(in, state.irqchip) || !in.ReadCount(cpus, kCpuBytes, kMaxVcpus)) {
     return false;
   }
   state.place = place == 0 ? ParkPlace::kAgent : ParkPlace::kProgram;
@@ -89,9 +88,7 @@ bool ReadAll(StateReader& in, VmState& state) {
   return in.Finish();
 }
 
-Error Bad(std::string detail) {
-  return Error{ErrorCode::kBadSnapshot, 0, {}, std::move(detail)};
-}
+Error Bad(std::string detail) { return Error{ErrorCode::kBadSnapshot, 0, {}, std::move(detail)}; }
 
 // Leaves and registers whose bits are features, which a guest may rely on once
 // it has seen them.
@@ -131,8 +128,7 @@ Status CheckCpu(const VmState& state, const HostProfile& host) {
     return Bad("the snapshot was made on another kind of KVM: see `quirks` of doctor()");
   }
   for (const FeatureRegister& feature : kFeatures) {
-    const uint32_t missing =
-        Features(state.cpuid, feature) & ~Features(host.cpuid, feature);
+    const uint32_t missing = Features(state.cpuid, feature) & ~Features(host.cpuid, feature);
     if (missing == 0) continue;
     char text[96];
     std::snprintf(text, sizeof text, "this host's CPU lacks features that the guest uses: %s 0x%x",

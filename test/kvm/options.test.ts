@@ -44,9 +44,17 @@ describe.runIf(hasKvm)('a VM with options of its own', () => {
   });
 
   test('has the vCPUs that were asked for', async () => {
-    expect(
-      (await shared.vm.fs.readFile('/proc/cpuinfo', 'utf8')).match(/^processor/gm),
-    ).toHaveLength(2);
+    const cpuinfo = await shared.vm.fs.readFile('/proc/cpuinfo', 'utf8');
+    const each = (field: string): string[] =>
+      [...cpuinfo.matchAll(new RegExp(`^${field}\\s*: (\\d+)$`, 'gm'))].map(
+        (match) => match[1] ?? '',
+      );
+
+    expect(each('processor')).toEqual(['0', '1']);
+    expect(each('apicid')).toEqual(['0', '1']);
+    // Two cores of one processor.
+    expect(each('physical id')).toEqual(['0', '0']);
+    expect(each('core id')).toEqual(['0', '1']);
     expect((await shared.vm.stats()).vcpuCpuTimeMs).toHaveLength(2);
   });
 

@@ -185,14 +185,12 @@ TEST_CASE("The command line ends with the caller's arguments, and has a limit") 
 
 TEST_CASE("Each vCPU sees its own APIC id and the number of its siblings") {
   CpuidTable supported;
-  supported.count = 4;
+  supported.count = 3;
   supported.entries[0].function = 1;
-  supported.entries[1].function = 0xb;
-  supported.entries[1].index = 0;
-  supported.entries[2].function = 0xb;
-  supported.entries[2].index = 1;
-  supported.entries[3].function = 0xa;
-  supported.entries[3].eax = 0x12345678;
+  supported.entries[1].function = 0xb;  // Level 0 alone, as Linux 6.1 reports it
+  supported.entries[1].flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+  supported.entries[2].function = 0xa;
+  supported.entries[2].eax = 0x12345678;
 
   const CpuidTable table = VcpuCpuid(supported, /*id=*/3, /*vcpus=*/6, /*tsc_deadline=*/true);
 
@@ -202,7 +200,43 @@ TEST_CASE("Each vCPU sees its own APIC id and the number of its siblings") {
   CHECK(Leaf(table, 0xb, 0).edx == 3);
   CHECK(Leaf(table, 0xb, 1).eax == 3);  // Bits of the APIC id below the package
   CHECK(Leaf(table, 0xb, 1).ebx == 6);
+  CHECK(Leaf(table, 0xb, 1).edx == 3);
+  CHECK(Leaf(table, 0xb, 1).flags == KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
   CHECK(Leaf(table, 0xa, 0).eax == 0);  // No performance counters
+}
+
+TEST_CASE("No vCPU is offered virtualization of its own") {
+  CpuidTable supported;
+  supported.count = 3;
+  supported.entries[0].function = 1;
+  supported.entries[1].function = 0x80000001;
+  supported.entries[2].function = 0x8000000a;
+  for (uint32_t i = 0; i < supported.count; ++i) {
+    kvm_cpuid_entry2& entry = supported.entries[i];
+    entry.eax = entry.ebx = entry.ecx = entry.edx = 0xffffffff;
+  }
+
+  const CpuidTable table = VcpuCpuid(supported, /*id=*/0, /*vcpus=*/1, /*tsc_deadline=*/true);
+
+  CHECK((Leaf(table, 1, 0).ecx & 1u << 5) == 0);           // VMX
+  CHECK((Leaf(table, 0x80000001, 0).ecx & 1u << 2) == 0);  // SVM
+  CHECK(Leaf(table, 0x8000000a, 0).edx == 0);              // SVM's features
+}
+
+TEST_CASE("A vCPU has nothing of KVM's that would interrupt a fork or write to its memory") {
+  constexpr uint32_t kKvmFeatures = 0x40000001;
+  CpuidTable supported;
+  supported.count = 1;
+  supported.entries[0].function = kKvmFeatures;
+  supported.entries[0].eax = 0xffffffff;
+
+  const CpuidTable table = VcpuCpuid(supported, /*id=*/0, /*vcpus=*/1, /*tsc_deadline=*/true);
+
+  const uint32_t features = Leaf(table, kKvmFeatures, 0).eax;
+  CHECK((features & 1u << 3) != 0);   // kvm-clock stays
+  CHECK((features & 1u << 4) == 0);   // Asynchronous page faults
+  CHECK((features & 1u << 5) == 0);   // Stolen time
+  CHECK((features & 1u << 14) == 0);  // Asynchronous page faults by interrupt
 }
 
 }  // namespace forklet

@@ -90,11 +90,11 @@ class KvmGuest {
     REQUIRE(host.ok());
     auto vcpu = vm.value().CreateVcpu(0, kvm.value().vcpu_mmap_size());
     REQUIRE(vcpu.ok());
-    REQUIRE(vcpu.value().SetCpuid(host.value().cpuid).ok());
-    if (host.value().xsetbv_unseen) REQUIRE(SetBootXcr0(vcpu.value(), kTestXcr0).ok());
+    REQUIRE(vcpu.value().SetCpuid(host.value()->cpuid).ok());
+    if (host.value()->xsetbv_unseen) REQUIRE(SetBootXcr0(vcpu.value(), kTestXcr0).ok());
     SetState(vcpu.value());
 
-    const size_t size = host.value().xsave_bytes;
+    const size_t size = host.value()->xsave_bytes;
     int completed = 0;
     for (;;) {
       REQUIRE(vcpu.value().Run() == 0);

@@ -32,7 +32,7 @@ VmState Frozen(const HostProfile& host) {
   for (const uint32_t index : host.msrs) {
     kvm_msr_entry msr = {};
     msr.index = index;
-    msr.data = index * 3;
+    msr.data = uint64_t{index} * 3;
     cpu.msrs.push_back(msr);
   }
   cpu.tsc = 99;

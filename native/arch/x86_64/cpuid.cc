@@ -1,15 +1,24 @@
 #include "arch/x86_64/cpuid.h"
 
 #include <bit>
+#include <initializer_list>
 
 namespace forklet {
 
 namespace {
 
 constexpr uint32_t kLeaf1EcxXsave = 1u << 26;
+constexpr uint32_t kLeaf1EcxVmx = 1u << 5;
 constexpr uint32_t kLeaf1EcxTscDeadline = 1u << 24;
 constexpr uint32_t kLeaf1EcxHypervisor = 1u << 31;
 constexpr uint32_t kLeaf1EdxHtt = 1u << 28;
+constexpr uint32_t kExtEcxSvm = 1u << 2;
+// What a guest that is forked is better off without (Linux: virt/kvm/x86/cpuid.rst).
+// KVM answers the restoring of the asynchronous page faults' MSR with an
+// interrupt, which would be the first thing that every fork does; and it writes
+// stolen time into guest memory at the first entry, for nobody.
+constexpr uint32_t kKvmAsyncPageFaults = 1u << 4 | 1u << 10 | 1u << 14;
+constexpr uint32_t kKvmStealTime = 1u << 5;
 constexpr uint32_t kExtEcxPerfCounters = 1u << 23;
 
 // Bits that hold the thread's number inside the package.
@@ -33,6 +42,26 @@ void SetExtendedTopology(kvm_cpuid_entry2& entry, uint32_t id, uint32_t vcpus) {
   entry.edx = id;
 }
 
+// Newer kernels report only level 0 of a topology, without which Linux would
+// take each vCPU for a package.
+void CompleteTopology(CpuidTable& table) {
+  for (const uint32_t function : {0xbu, 0x1fu}) {
+    bool has_threads = false, has_cores = false;
+    for (uint32_t i = 0; i < table.count; ++i) {
+      const kvm_cpuid_entry2& entry = table.entries[i];
+      if (entry.function != function) continue;
+      has_threads |= entry.index == 0;
+      has_cores |= entry.index == 1;
+    }
+    if (!has_threads || has_cores || table.count == CpuidTable::kCapacity) continue;
+    kvm_cpuid_entry2& entry = table.entries[table.count++];
+    entry = {};
+    entry.function = function;
+    entry.index = 1;
+    entry.flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+  }
+}
+
 // Leaf 4 (and AMD's 0x8000001d): caches belong to one core each, but for the
 // last level.
 void SetCacheSharing(kvm_cpuid_entry2& entry, uint32_t vcpus) {
@@ -48,11 +77,13 @@ void SetCacheSharing(kvm_cpuid_entry2& entry, uint32_t vcpus) {
 
 CpuidTable VcpuCpuid(const CpuidTable& supported, uint32_t id, uint32_t vcpus, bool tsc_deadline) {
   CpuidTable table = supported;
+  CompleteTopology(table);
   for (uint32_t i = 0; i < table.count; ++i) {
     kvm_cpuid_entry2& entry = table.entries[i];
     switch (entry.function) {
       case 0x1:
         entry.ebx = (entry.ebx & 0xffff) | id << 24 | std::bit_ceil(vcpus) << 16;
+        entry.ecx &= ~kLeaf1EcxVmx;
         entry.ecx |= kLeaf1EcxHypervisor;
         if (tsc_deadline) entry.ecx |= kLeaf1EcxTscDeadline;
         entry.edx = vcpus > 1 ? entry.edx | kLeaf1EdxHtt : entry.edx & ~kLeaf1EdxHtt;
@@ -69,12 +100,19 @@ CpuidTable VcpuCpuid(const CpuidTable& supported, uint32_t id, uint32_t vcpus, b
       case 0x1f:
         SetExtendedTopology(entry, id, vcpus);
         break;
+      case 0x40000001:
+        entry.eax &= ~(kKvmAsyncPageFaults | kKvmStealTime);
+        break;
       case 0x80000001:
-        entry.ecx &= ~kExtEcxPerfCounters;
+        entry.ecx &= ~(kExtEcxSvm | kExtEcxPerfCounters);
         break;
       case 0x80000008:
         // Number of threads - 1, and the APIC id bits that tell them apart.
         entry.ecx = (entry.ecx & ~0xf0ffu) | (vcpus - 1) | ApicIdBits(vcpus) << 12;
+        break;
+      case 0x8000000a:
+        // Nested SVM: none.
+        entry.eax = entry.ebx = entry.ecx = entry.edx = 0;
         break;
       case 0x8000001e:
         entry.eax = id;

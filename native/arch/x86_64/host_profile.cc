@@ -73,8 +73,8 @@ constexpr RequiredCapability kRequired[] = {
 };
 
 // A vCPU that is about to execute what lies at `code`, in real mode.
-Result<VcpuFd> CreateProbeVcpu(const Kvm& kvm, const VmFd& vm, uint32_t id,
-                               const CpuidTable& cpuid, GuestAddress code, uint64_t cr4) {
+Result<VcpuFd> CreateProbeVcpu(const Kvm& kvm, const VmFd& vm, uint32_t id, const CpuidTable& cpuid,
+                               GuestAddress code, uint64_t cr4) {
   ASSIGN_OR_RETURN(VcpuFd vcpu, vm.CreateVcpu(id, kvm.vcpu_mmap_size()));
   TRY(vcpu.SetCpuid(cpuid));
   ASSIGN_OR_RETURN(kvm_sregs sregs, vcpu.GetSregs());

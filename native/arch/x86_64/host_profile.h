@@ -42,7 +42,8 @@ struct HostProfile {
 Result<HostProfile> ProbeHost(const Kvm& kvm);
 
 // The same, but only once for each path in this process.
-Result<std::shared_ptr<const HostProfile>> CachedHostProfile(const std::string& path, const Kvm& kvm);
+Result<std::shared_ptr<const HostProfile>> CachedHostProfile(const std::string& path,
+                                                             const Kvm& kvm);
 
 // "vmx", "svm", "pvm" or "unknown": which KVM module serves the host, for
 // people only.
