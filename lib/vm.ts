@@ -366,7 +366,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   /**
    * Puts this VM back to a snapshot, in place: it keeps its `id` and its handle. Pending work
    * rejects with `ERR_VM_RESET`, and connections are gone. Resolves when it is restored; work
-   * waits until it is unique by itself. A paused VM runs afterwards.
+   * waits until it is unique by itself. A paused VM runs afterwards. A fork starts as its option
+   * {@link ForkOptions.start} says.
    *
    * If it fails, the VM can only be reset again or closed.
    *

@@ -47,7 +47,7 @@ export interface SessionOrigin {
 }
 
 /** How a booted VM is renewed that is reset to a snapshot. */
-const DEFAULT_RENEWAL = { timeoutMs: DEFAULT_FORK_TIMEOUT_MS } as const;
+const DEFAULT_RENEWAL = { start: 'now', timeoutMs: DEFAULT_FORK_TIMEOUT_MS } as const;
 
 export class VmSession implements VmListener {
   readonly core: Core;
@@ -167,9 +167,10 @@ export class VmSession implements VmListener {
     return this.#at === 'program' && this.#origin?.options.unique === 'program';
   }
 
-  /** A fork has been handed over: lets it run if it was asked to run at once. */
+  /** A fork has been handed over, or was reset: lets it run if it is to run at once. */
   start(): void {
-    if (this.#origin?.options.start === 'now' && !this.programIsUnique) this.#renewal?.begin();
+    const { start } = this.#origin?.options ?? DEFAULT_RENEWAL;
+    if (start === 'now' && !this.programIsUnique) this.#renewal?.begin();
   }
 
   /** What forks take over; while the VM is frozen. */
@@ -263,8 +264,8 @@ export class VmSession implements VmListener {
       });
     if (reset !== this.#resets) return;
     agent.gate.open('reset');
-    renewal.begin();
     renewal.restored();
+    this.start();
   }
 
   /** Whether the running VM itself keeps the event loop alive. */

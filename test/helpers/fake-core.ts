@@ -7,14 +7,7 @@
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
-import {
-  encodeFrame,
-  encodeRecord,
-  FrameDecoder,
-  FrameType,
-  PROTOCOL_VERSION,
-  Tag,
-} from '../../lib/internal/protocol.js';
+import { encodeFrame, FrameType, PROTOCOL_VERSION } from '../../lib/internal/protocol.js';
 import type {
   NativeAddon,
   NativeCore,
@@ -24,15 +17,7 @@ import type {
   NativeParkPlace,
   NativeSnapshotInfo,
 } from '../../lib/native.js';
-
-const CONNECTION = 7;
-const ECANCELED = 125;
-
-interface GuestState {
-  /** Live commands, by operation. */
-  commands: Set<number>;
-  generation: bigint;
-}
+import { CONNECTION, type FakeHost, type FakeShape, FakeVm, type GuestState } from './fake-vm.js';
 
 interface FakeSnapshot {
   readonly at: NativeParkPlace;
@@ -41,157 +26,7 @@ interface FakeSnapshot {
   readonly vcpus: number;
 }
 
-/** Frames that the guest got, in a form that tests can compare. */
-export interface SeenFrame {
-  readonly type: string;
-  readonly id: number;
-  readonly value: number;
-  readonly payload: Buffer;
-}
-
-const TYPE_NAMES: ReadonlyMap<number, string> = new Map(
-  Object.entries(FrameType).map(([name, number]) => [number, name]),
-);
-
-export class FakeVm {
-  readonly number: number;
-  readonly frames: SeenFrame[] = [];
-  readonly memoryBytes: number;
-  readonly vcpus: number;
-  entered: boolean;
-  paused = false;
-  guest: GuestState;
-  at: NativeParkPlace = 'agent';
-  /** Answers of a test's own instead of those below; `undefined` for the usual ones. */
-  onFrame: ((frame: SeenFrame) => Buffer[] | undefined) | undefined;
-  pending: { request: number; snapshot: number; at: NativeParkPlace } | undefined;
-  readonly calls = new Map<number, Buffer>();
-  #decoder = new FrameDecoder();
-  readonly #fake: FakeNative;
-
-  constructor(fake: FakeNative, number: number, guest: GuestState, shape: FakeShape) {
-    this.#fake = fake;
-    this.number = number;
-    this.guest = guest;
-    this.memoryBytes = shape.memoryBytes;
-    this.vcpus = shape.vcpus;
-    this.entered = shape.entered;
-  }
-
-  /** Types of the frames that the guest got. */
-  get types(): string[] {
-    return this.frames.map(({ type }) => type);
-  }
-
-  /** The guest says something. */
-  say(...frames: Buffer[]): void {
-    for (const data of frames) {
-      this.#fake.emit({
-        type: 'connection-data',
-        vm: this.number,
-        connection: CONNECTION,
-        data,
-      });
-    }
-  }
-
-  /** What the guest had read of a frame belongs to another guest now. */
-  become(guest: GuestState): void {
-    this.guest = guest;
-    this.#decoder = new FrameDecoder();
-  }
-
-  /** Where it is frozen, a fork says that it was renewed. */
-  renewed(): void {
-    this.guest.generation = this.#fake.nextGeneration();
-    if (!this.#fake.silentRenewal) this.say(renewedFrame(this.guest.generation));
-  }
-
-  receive(data: Uint8Array): void {
-    for (const { type, id, value, payload } of this.#decoder.push(Uint8Array.from(data))) {
-      const name = TYPE_NAMES.get(type) ?? String(type);
-      const frame = { type: name, id, value, payload: Buffer.from(payload) };
-      this.frames.push(frame);
-      const own = this.onFrame?.(frame);
-      if (own !== undefined) this.say(...own);
-      else this.#answer(frame);
-    }
-  }
-
-  #answer({ type, id, value }: SeenFrame): void {
-    switch (type) {
-      case 'configure':
-      case 'ping':
-        this.say(encodeFrame({ type: FrameType.reply, id }));
-        return;
-      case 'park':
-        this.say(encodeFrame({ type: FrameType.reply, id }));
-        if (value === 0) this.#fake.freeze(this, 'agent');
-        return;
-      case 'renew':
-        this.renewed();
-        return;
-      case 'exec':
-        this.guest.commands.add(id);
-        this.say(encodeFrame({ type: FrameType.started, id, value: 100 + id }));
-        return;
-      case 'cancel':
-        this.guest.commands.delete(id);
-        this.say(
-          encodeFrame({
-            type: FrameType.reply,
-            id,
-            value: ECANCELED,
-            payload: [encodeRecord(Tag.signal, uint32(9))],
-          }),
-        );
-        return;
-    }
-  }
-
-  /** The program answers the first call that waits. */
-  answer(value: Buffer): void {
-    this.#fake.emit({ type: 'done', request: this.#takeCall(), value });
-  }
-
-  fail(error: NativeError): void {
-    this.#fake.emit({ type: 'failed', request: this.#takeCall(), error });
-  }
-
-  #takeCall(): number {
-    const [request] = this.calls.keys();
-    if (request === undefined) throw new Error('Nobody called');
-    this.calls.delete(request);
-    return request;
-  }
-
-  /** A command ends with an exit code. */
-  exit(id: number, exitCode: number): void {
-    this.guest.commands.delete(id);
-    const payload = [encodeRecord(Tag.exitCode, uint32(exitCode))];
-    this.say(encodeFrame({ type: FrameType.reply, id, payload }));
-  }
-}
-
-interface FakeShape {
-  readonly memoryBytes: number;
-  readonly vcpus: number;
-  readonly entered: boolean;
-}
-
-export function uint32(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32LE(value);
-  return bytes;
-}
-
-export function renewedFrame(generation: bigint, errno = 0, payload: Buffer[] = []): Buffer {
-  const frame = encodeFrame({ type: FrameType.renewed, value: errno, payload });
-  frame.writeBigUInt64LE(generation, 16);
-  return frame;
-}
-
-export class FakeNative implements NativeCore {
+export class FakeNative implements NativeCore, FakeHost {
   readonly vms = new Map<number, FakeVm>();
   readonly snapshots = new Map<number, FakeSnapshot>();
   /** Names of calls, in order. */

@@ -6,7 +6,8 @@ import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 
 import { type ExecError, type ExecProcess, type Snapshot, Vm } from '../../lib/index.js';
 import { encodeFrame, FrameType, Stream } from '../../lib/internal/protocol.js';
-import { type FakeNative, type FakeVm, fakeNative } from '../helpers/fake-core.js';
+import { type FakeNative, fakeNative } from '../helpers/fake-core.js';
+import type { FakeVm } from '../helpers/fake-vm.js';
 
 // What was under way when a VM was frozen, and what becomes of it in its forks.
 

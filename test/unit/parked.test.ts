@@ -210,7 +210,9 @@ describe('a fork of a parked program', () => {
     await using fork = await snapshot.fork({ unique: 'program' });
     expect(await fork.parked.call(Buffer.from('ab'))).toEqual(Buffer.from('ba'));
     await fork.reset();
+    await delay(10);
 
     expect(await fork.parked.call(Buffer.from('cd'))).toEqual(Buffer.from('dc'));
+    expect(fake.lastVm.types).toEqual([]);
   });
 });

@@ -3,7 +3,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 
 import { MiB, type Snapshot, Vm } from '../../lib/index.js';
-import { type FakeNative, type FakeVm, fakeNative, renewedFrame } from '../helpers/fake-core.js';
+import { type FakeNative, fakeNative } from '../helpers/fake-core.js';
+import { type FakeVm, renewedFrame } from '../helpers/fake-vm.js';
 
 vi.mock('../../lib/native.js', async (original) => {
   const { mockNative } = await import('../helpers/fake-core.js');
@@ -96,6 +97,19 @@ describe('a reset', () => {
     await command.started;
     expect(guest.types).toEqual(['exec']);
     await finish(guest, command);
+  });
+
+  test('starts a fork on demand with its next work', async () => {
+    await using waiting = await snapshot.fork({ start: 'on-demand' });
+    const waitingGuest = fake.lastVm;
+    await waiting.ready;
+    await waiting.reset();
+    await delay(20);
+    expect(waitingGuest.entered).toBe(false);
+
+    const command = waiting.exec('true');
+    await command.started;
+    await finish(waitingGuest, command);
   });
 
   test('drops what the guest of before still says', async () => {

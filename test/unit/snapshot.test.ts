@@ -4,7 +4,8 @@ import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 
 import { MiB, type Snapshot, Vm } from '../../lib/index.js';
 import { encodeFrame, FrameType, RenewStage, Tag } from '../../lib/internal/protocol.js';
-import { type FakeNative, fakeNative, renewedFrame, uint32 } from '../helpers/fake-core.js';
+import { type FakeNative, fakeNative } from '../helpers/fake-core.js';
+import { renewedFrame, uint32 } from '../helpers/fake-vm.js';
 
 vi.mock('../../lib/native.js', async (original) => {
   const { mockNative } = await import('../helpers/fake-core.js');
