@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "arch/x86_64/layout.h"
+#include "base/mutant.h"
 
 namespace forklet {
 
@@ -93,6 +94,7 @@ void Append(std::vector<uint8_t>& table, const Entry& entry) {
 
 void WriteMpTable(const GuestMemory& memory, uint32_t vcpus, uint32_t virtio_devices) {
   CHECK(vcpus >= 1 && vcpus <= kMaxVcpus);
+  if (kMutant == Mutant::kOneProcessor) vcpus = 1;
   std::vector<uint8_t> table(sizeof(TableHeader));
   uint16_t entries = 0;
   const auto add = [&](const auto& entry) {
