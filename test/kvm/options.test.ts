@@ -44,6 +44,8 @@ describe.runIf(hasKvm)('a VM with options of its own', () => {
   });
 
   test('has the vCPUs that were asked for', async () => {
+    const { stdout } = await shared.vm.exec(['/bin/busybox', 'dmesg']);
+    expect(stdout.split('\n').filter((line) => line.includes('Firmware Bug'))).toEqual([]);
     const cpuinfo = await shared.vm.fs.readFile('/proc/cpuinfo', 'utf8');
     const each = (field: string): string[] =>
       [...cpuinfo.matchAll(new RegExp(`^${field}\\s*: (\\d+)$`, 'gm'))].map(

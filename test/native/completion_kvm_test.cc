@@ -1,7 +1,6 @@
 // The completion on real vCPUs: guests of a few instructions, at CPL 0. Where
 // KVM needs no help with them, as on hardware, they must do the same.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 #include "arch/x86_64/boot.h"
@@ -10,6 +9,7 @@
 #include "completion_fixture.h"
 #include "doctest.h"
 #include "kvm/kvm.h"
+#include "kvm_fixture.h"
 #include "vm/completion_access.h"
 
 namespace forklet::test {
@@ -17,7 +17,6 @@ namespace {
 
 using Code = std::vector<uint8_t>;
 
-constexpr const char* kKvmPath = "/dev/kvm";
 constexpr uint64_t kCodeAddress = 0x400000;
 constexpr uint64_t kDataAddress = 0x500000;
 constexpr uint64_t kStackTop = 0x601000;
@@ -27,14 +26,6 @@ constexpr uint64_t kGdt = 0x702000;
 constexpr uint16_t kCodeSelector = 8;
 constexpr uint16_t kDataSelector = 16;
 constexpr uint64_t kTestXcr0 = 7;
-
-bool HaveKvm() {
-  if (Kvm::Open(kKvmPath).ok()) return true;
-  // NOLINTNEXTLINE(concurrency-mt-unsafe): nothing changes the environment
-  REQUIRE_MESSAGE(std::getenv("REQUIRE_KVM") == nullptr, "/dev/kvm is needed");
-  MESSAGE("not run: no /dev/kvm");
-  return false;
-}
 
 // Runs into what is at kCodeAddress: XCR0 = 7, all registers as they were.
 const Code kPrologue = {0x50, 0x51, 0x52, 0x31, 0xc9, 0x31, 0xd2, 0xb8, 7,

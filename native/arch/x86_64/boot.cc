@@ -8,6 +8,7 @@
 
 #include "arch/x86_64/kernel/kernel_image.h"
 #include "arch/x86_64/layout.h"
+#include "base/mutant.h"
 
 namespace forklet {
 
@@ -198,6 +199,7 @@ Status SetBootRegisters(const VcpuFd& vcpu, GuestAddress entry) {
 }
 
 Status SetBootMsrs(const VcpuFd& vcpu) {
+  if (kMutant == Mutant::kNoBootMsrs) return Ok();
   kvm_msr_entry entries[2] = {};
   entries[0].index = kMsrMiscEnable;
   entries[0].data = kMiscEnableFastString;
@@ -207,6 +209,7 @@ Status SetBootMsrs(const VcpuFd& vcpu) {
 }
 
 Status SetBootLapic(const VcpuFd& vcpu) {
+  if (kMutant == Mutant::kNoLocalPins) return Ok();
   // Offsets of the APIC's registers (SDM volume 3, table 11-1) and delivery
   // modes: LINT0 takes the PIC's interrupts, LINT1 is NMI.
   constexpr size_t kLvtLint0 = 0x350;
@@ -227,6 +230,7 @@ Status SetBootLapic(const VcpuFd& vcpu) {
 }
 
 Status SetBootXcr0(const VcpuFd& vcpu, uint64_t components) {
+  if (kMutant == Mutant::kNoXcr0) return Ok();
   kvm_xcrs xcrs = {};
   xcrs.nr_xcrs = 1;
   xcrs.xcrs[0].xcr = 0;

@@ -3,6 +3,8 @@
 #include <bit>
 #include <initializer_list>
 
+#include "base/mutant.h"
+
 namespace forklet {
 
 namespace {
@@ -76,8 +78,9 @@ void SetCacheSharing(kvm_cpuid_entry2& entry, uint32_t vcpus) {
 }  // namespace
 
 CpuidTable VcpuCpuid(const CpuidTable& supported, uint32_t id, uint32_t vcpus, bool tsc_deadline) {
+  if (kMutant == Mutant::kSharedApicId) id = 0;
   CpuidTable table = supported;
-  CompleteTopology(table);
+  if (kMutant != Mutant::kNoTopology) CompleteTopology(table);
   for (uint32_t i = 0; i < table.count; ++i) {
     kvm_cpuid_entry2& entry = table.entries[i];
     switch (entry.function) {

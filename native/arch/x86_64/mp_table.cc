@@ -5,6 +5,7 @@
 
 #include "arch/x86_64/firmware_table.h"
 #include "arch/x86_64/layout.h"
+#include "base/mutant.h"
 
 namespace forklet {
 
@@ -83,6 +84,7 @@ void WriteMpTable(const GuestMemory& memory, uint32_t vcpus, uint32_t virtio_dev
   CHECK(vcpus >= 1 && vcpus <= kMaxVcpus);
   // Two devices on one pin would need drivers that share it.
   CHECK(layout::kVirtioGsi + virtio_devices <= layout::kDoorbellGsi);
+  if (kMutant == Mutant::kOneProcessor) vcpus = 1;
   std::vector<uint8_t> table(sizeof(TableHeader));
   uint16_t entries = 0;
   const auto add = [&](const auto& entry) {

@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "base/mutant.h"
+
 namespace forklet {
 
 static_assert(std::endian::native == std::endian::little, "virtio 1.x is little endian");
@@ -148,6 +150,7 @@ bool Virtqueue::Pop(DescriptorChain& chain) {
 
 void Virtqueue::PushUsed(uint16_t head, uint32_t written) {
   if (!enabled() || broken_) return;
+  if (kMutant == Mutant::kShortUsedLength && written > 0) --written;
   const uint16_t mask = static_cast<uint16_t>(state_.size - 1);
   vring_used_elem& element = used_ring_[state_.next_used & mask];
   __atomic_store_n(&element.id, uint32_t{head}, __ATOMIC_RELAXED);
