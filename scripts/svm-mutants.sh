@@ -30,7 +30,7 @@ export FORKLET_PREBUILD="$FORKLET_ROOT/$tree" REQUIRE_KVM=1
 tests='
 out/mutants/native_tests --test-case="On a vCPU*" &&
   exec node node_modules/vitest/vitest.mjs run --project kvm --bail 1 \
-    test/kvm/options.test.ts test/kvm/vm.test.ts'
+    test/kvm/options.test.ts test/kvm/vm.test.ts test/kvm/fork.test.ts'
 
 # The first test that failed, from a log of the above.
 first_failure() {

@@ -21,6 +21,9 @@ enum class Mutant : uint8_t {
   kOneProcessor,     // The MP table lists the boot processor alone
   kShortUsedLength,  // Devices say that they wrote a byte less than they did
   kLostInterrupt,    // One virtio interrupt in sixteen is not raised
+  kForkMissingMsr,   // A fork does not get the address of its kernel's system calls
+  kForkNoLocalApic,  // A fork's local APIC stays as after a reset
+  kForkNoIrqchip,    // A fork's PICs and IOAPIC stay as after a reset
 };
 
 #ifdef FORKLET_MUTANT

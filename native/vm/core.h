@@ -89,6 +89,7 @@ class Core {
  private:
   struct VmEntry;
   struct SnapshotEntry;
+  struct Frozen;
   // Two threads for what takes less than starting one: forks that somebody waits
   // for, and those that are made ahead. They exist while there is a snapshot.
   struct Workers {
@@ -104,6 +105,8 @@ class Core {
   std::shared_ptr<Snapshot> FindSnapshot(SnapshotId snapshot);
   // Room for a snapshot that is about to be made; forgets those that were not.
   std::shared_ptr<SnapshotEntry> AddSnapshot(SnapshotId snapshot);
+  // Waits for a freeze that has begun. Thread: a job's.
+  static Result<Frozen> FreezeVm(const VmEntry& entry, Deadline deadline);
   Result<Workers> AcquireWorkers();
   void ReleaseIdleWorkers();
   void Fail(RequestId request, Error error);

@@ -75,6 +75,19 @@ void Core::ReleaseIdleWorkers() {
   Reaper::Submit([workers = std::exchange(workers_, {})] {});
 }
 
+struct Core::Frozen {
+  std::shared_ptr<Snapshot> snapshot;
+  SnapshotInfo info;
+};
+
+Result<Core::Frozen> Core::FreezeVm(const VmEntry& entry, Deadline deadline) {
+  FreezeTimes times;
+  ASSIGN_OR_RETURN(auto state, entry.vm->Freeze(deadline, times));
+  SnapshotInfo info = Describe(*state, times);
+  ASSIGN_OR_RETURN(auto snapshot, Snapshot::Create(entry.kvm_path, std::move(state)));
+  return Frozen{std::move(snapshot), std::move(info)};
+}
+
 void Core::SnapshotVm(RequestId request, VmId vm, SnapshotId snapshot, ParkPlace place,
                       uint32_t timeout_ms) {
   const auto entry = Find(vm);
@@ -88,20 +101,16 @@ void Core::SnapshotVm(RequestId request, VmId vm, SnapshotId snapshot, ParkPlace
   auto made = AddSnapshot(snapshot);
   auto freeze = [entry, made, request, sink = sink_,
                  deadline = DeadlineIn(std::chrono::milliseconds(timeout_ms))] {
-    FreezeTimes times;
-    Event answer = Done{request, {}};
-    auto state = entry->vm->Freeze(deadline, times);
-    auto frozen = state.ok() ? Snapshot::Create(entry->kvm_path, state.value())
-                             : Result<std::shared_ptr<Snapshot>>(std::move(state).error());
+    auto frozen = FreezeVm(*entry, deadline);
     {
       std::lock_guard lock(made->mutex);
       made->failed = !frozen.ok();
-      if (frozen.ok()) made->snapshot = std::move(frozen).value();
+      if (frozen.ok()) made->snapshot = frozen.value().snapshot;
     }
-    if (made->failed) {
-      sink->Deliver(Failed{request, std::move(frozen).error()});
+    if (frozen.ok()) {
+      sink->Deliver(Done{request, std::move(frozen.value().info)});
     } else {
-      sink->Deliver(Done{request, Describe(*state.value(), times)});
+      sink->Deliver(Failed{request, std::move(frozen).error()});
     }
     entry->EndJob();
   };

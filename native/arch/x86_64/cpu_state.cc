@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "arch/x86_64/msrs.h"
+#include "base/mutant.h"
 
 namespace forklet {
 
@@ -50,8 +51,15 @@ Status RestoreCpu(const VcpuFd& vcpu, const CpuState& state) {
   TRY(vcpu.SetXsave(state.xsave));
   TRY(vcpu.SetXcrs(state.xcrs));
   TRY(vcpu.SetDebugRegs(state.debug));
-  TRY(vcpu.SetLapic(state.lapic));
-  TRY(vcpu.SetMsrs(state.msrs));
+  if (kMutant != Mutant::kForkNoLocalApic) TRY(vcpu.SetLapic(state.lapic));
+  if (kMutant == Mutant::kForkMissingMsr) {
+    constexpr uint32_t kLstar = 0xc0000082;
+    std::vector<kvm_msr_entry> others = state.msrs;
+    std::erase_if(others, [](const kvm_msr_entry& msr) { return msr.index == kLstar; });
+    TRY(vcpu.SetMsrs(others));
+  } else {
+    TRY(vcpu.SetMsrs(state.msrs));
+  }
   // What KVM reports as valid is what it takes, but for what a save did not ask
   // for: all of it is meant.
   kvm_vcpu_events events = state.events;
@@ -85,6 +93,7 @@ Result<IrqchipState> SaveIrqchip(const VmFd& vm) {
 }
 
 Status RestoreIrqchip(const VmFd& vm, const IrqchipState& state) {
+  if (kMutant == Mutant::kForkNoIrqchip) return Ok();
   for (const kvm_irqchip& chip : state.chips) TRY(vm.SetIrqchip(chip));
   return Ok();
 }
