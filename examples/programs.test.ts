@@ -1,0 +1,62 @@
+// Runs the programs beside it as their headers say, with plain Node, against the built package.
+
+import { execFile } from 'node:child_process';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+
+import { doctor } from 'forklet';
+import { describe, expect, test } from 'vitest';
+
+const execFileAsync = promisify(execFile);
+
+const { backend } = await doctor();
+
+/** What a program prints; it fails the test if it complains about anything. */
+async function run(name: string, ...args: string[]): Promise<string> {
+  const program = join(import.meta.dirname, name);
+  const { stdout, stderr } = await execFileAsync(process.execPath, [program, ...args]);
+  expect(stderr).toBe('');
+  return stdout;
+}
+
+describe.runIf(backend !== 'none')('the example', () => {
+  test('fork-tree.mjs', async () => {
+    expect(await run('fork-tree.mjs')).toBe(
+      [
+        'vm: pear apple fig',
+        'fork 0: apple fig pear',
+        'fork 0.0: apple fig pear zucchini',
+        'fork 1: pear fig apple',
+        'fork 2: 3',
+        '',
+      ].join('\n'),
+    );
+  });
+
+  test('parked-lua.mjs', async () => {
+    expect(await run('parked-lua.mjs')).toBe(
+      [
+        '1 + 2\n  = 3',
+        'local t = {} for i = 1, 5 do t[i] = i * i end return table.concat(t, " ")\n  = 1 4 9 16 25',
+        'string.upper = nil return "broke upper"\n  = broke upper',
+        '("still here"):upper()\n  = STILL HERE',
+        'error("a chunk that fails")\n  ! request:1: a chunk that fails',
+        '',
+      ].join('\n'),
+    );
+  });
+
+  test('save-and-load.mjs, twice', async () => {
+    const scratch = await mkdtemp(join(tmpdir(), 'forklet-example-'));
+    try {
+      const forks = '2: fork 0\n2: fork 1\n';
+      const directory = join(scratch, 'counter');
+      expect(await run('save-and-load.mjs', directory)).toBe(`saved after 1: before\n${forks}`);
+      expect(await run('save-and-load.mjs', directory)).toBe(forks);
+    } finally {
+      await rm(scratch, { recursive: true });
+    }
+  });
+});
