@@ -2,7 +2,7 @@
 # `npm run test:svm`: the tests that need KVM, in the svm lane (docs/svm-lane.md), where /dev/kvm is
 # that of an AMD processor. Everything it needs is installed and built first.
 #
-#   npm run test:svm                         C++ tests, then vitest's projects kvm and lifecycle
+#   npm run test:svm                         C++ tests, then vitest's projects kvm, lifecycle, hardware
 #   npm run test:svm -- argument...          vitest alone, with these arguments
 #   npm run test:svm -- --native argument... C++ tests alone; arguments go to doctest
 #
