@@ -29,13 +29,18 @@ enum {
   SYS_READ = 0,
   SYS_WRITE = 1,
   SYS_OPEN = 2,
+  SYS_CLOSE = 3,
   SYS_POLL = 7,
   SYS_MMAP = 9,
   SYS_SCHED_YIELD = 24,
   SYS_SOCKET = 41,
   SYS_CONNECT = 42,
   SYS_SETRESUID = 117,
+  SYS_CLOCK_GETTIME = 228,
   SYS_EXIT = 231,
+  SYS_INOTIFY_ADD_WATCH = 254,
+  SYS_INOTIFY_INIT1 = 294,
+  SYS_GETRANDOM = 318,
 };
 
 static inline _Noreturn void finish(int code) {
