@@ -34,7 +34,7 @@ struct BootedVcpu {
   static HostProfile ProfileOf(const Kvm& kvm) {
     auto host = CachedHostProfile(kKvmPath, kvm);
     REQUIRE(host.ok());
-    return host.value();
+    return *host.value();
   }
   static VmFd CreateVm(const Kvm& kvm) {
     auto vm = kvm.CreateVm();
