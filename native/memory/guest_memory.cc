@@ -84,10 +84,14 @@ Result<std::shared_ptr<const MemoryImage>> GuestMemory::Freeze() {
   if (runs.empty() && image_->runs().empty()) return image_;
   ASSIGN_OR_RETURN(auto image, MemoryImage::FromPages(*image_, mapping_.data(), std::move(runs)));
   // Read the pages first, then look: see FaultGuard.
-  if (guard_ != nullptr && guard_->failed()) {
+  if (HasFailed()) {
     return Error{ErrorCode::kIo, 0, {}, "the file behind the VM's memory has failed"};
   }
   return image;
+}
+
+bool GuestMemory::HasFailed() const {
+  return guard_ != nullptr && (guard_->failed() || image_->IsCutOff());
 }
 
 Status GuestMemory::RollBack() {

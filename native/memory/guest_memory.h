@@ -55,6 +55,9 @@ class GuestMemory {
   // Tells when the file that this memory is mapped from fails, which leaves zeros
   // in its place; null when it cannot.
   const FaultGuard* guard() const { return guard_.get(); }
+  // Whether it has failed, or its file is cut off, as KVM may have found before the
+  // guard did.
+  bool HasFailed() const;
   // The image that this memory is mapped from; null for one that is shared.
   const std::shared_ptr<const MemoryImage>& image() const { return image_; }
   // Host memory that this VM alone holds: what was allocated in its memfd, or the

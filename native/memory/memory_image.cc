@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -96,6 +97,12 @@ Status MemoryImage::MapBase(uint8_t* address) const {
   return KeepPrivate(address, bytes_);
 }
 
+bool MemoryImage::IsCutOff() const {
+  if (backing_ == Backing::kMemory) return false;  // Sealed
+  struct stat status = {};
+  return ::fstat(base_->get(), &status) != 0 || static_cast<uint64_t>(status.st_size) < bytes_;
+}
+
 size_t MemoryImage::FirstRunBehind(uint64_t page) const {
   const auto found = std::partition_point(runs_.begin(), runs_.end(), [page](const PageRun& run) {
     return run.first + run.count <= page;
@@ -141,8 +148,10 @@ uint64_t MemoryImageReader::NextPacked(uint64_t from) const {
 Result<uint64_t> MemoryImageReader::NextInBase(uint64_t from) const {
   const off_t data = ::lseek(image_->base()->get(), static_cast<off_t>(from), SEEK_DATA);
   if (data >= 0) return static_cast<uint64_t>(data) / kPage * kPage;
-  if (errno == ENXIO) return image_->bytes();  // Holes up to the end
-  return Error{ErrorCode::kIo, errno, "lseek", "guest memory"};
+  if (errno != ENXIO) return Error{ErrorCode::kIo, errno, "lseek", "guest memory"};
+  // Holes up to the end, if that is where it was.
+  if (image_->IsCutOff()) return Error{ErrorCode::kIo, 0, {}, "guest memory: the file is cut off"};
+  return image_->bytes();
 }
 
 // By read: a file that was truncated meanwhile gives an error, and not the SIGBUS

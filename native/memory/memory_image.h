@@ -57,6 +57,8 @@ class MemoryImage : public std::enable_shared_from_this<MemoryImage> {
   // `offset` of a private mapping of the base.
   void CopyPackedInto(std::span<uint8_t> target, uint64_t offset) const;
 
+  // Whether the file has become shorter than the image: its end is gone.
+  bool IsCutOff() const;
   // The same contents in a file without packed pages: written at the first call,
   // at the cost of all pages that are present. Thread: one that may wait.
   Result<std::shared_ptr<const MemoryImage>> Flatten() const;

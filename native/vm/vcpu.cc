@@ -163,14 +163,16 @@ Vcpu::Next Vcpu::HandleError(int error) {
   constexpr uint32_t kMaxRetries = 100;
   if (error == EINTR) return Next::kEnter;  // The kick, or a signal on its way elsewhere
   // What KVM cannot read of a file-backed memory is no RAM to it either.
-  if (error == EFAULT && context_.memory->guard() != nullptr) {
-    return Exit(ExitReason::kIoError,
-                "the file behind the VM's memory was truncated or cannot be read");
-  }
+  if (error == EFAULT && context_.memory->guard() != nullptr) return ExitWithoutMemory();
   if ((error == EAGAIN || error == ENOMEM) && ++retries_ <= kMaxRetries) return Next::kEnter;
   return Exit(
       ExitReason::kHostError,
       Error{ErrorCode::kKvm, error, "KVM_RUN", "vCPU " + std::to_string(id_)}.Message() + Where());
+}
+
+Vcpu::Next Vcpu::ExitWithoutMemory() {
+  return Exit(ExitReason::kIoError,
+              "the file behind the VM's memory was truncated or cannot be read");
 }
 
 Vcpu::Next Vcpu::HandleExit() {
@@ -224,6 +226,11 @@ Vcpu::Next Vcpu::HandleMmio() {
   if (run.mmio.len == 0 || run.mmio.len > sizeof run.mmio.data) {
     return Exit(ExitReason::kHostError,
                 "KVM described an MMIO access of " + std::to_string(run.mmio.len) + " bytes");
+  }
+  // KVM's emulator takes memory that it cannot access for a device.
+  if (context_.memory->guard() != nullptr &&
+      context_.memory->Range(GuestAddress{run.mmio.phys_addr}, 1) != nullptr) {
+    return ExitWithoutMemory();
   }
   if (run.mmio.is_write != 0) {
     context_.mmio->Write(run.mmio.phys_addr, {run.mmio.data, run.mmio.len});

@@ -93,6 +93,7 @@ class Vcpu {
   // Leaves kRun. Under mutex_.
   void Interrupt(Mode mode);
   Next HandleError(int error);
+  Next ExitWithoutMemory();
   Next HandleExit();
   Next HandlePort();
   Next HandleMmio();

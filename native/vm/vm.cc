@@ -220,8 +220,8 @@ void Vm::Shutdown() {
 void Vm::End(ExitReason reason, std::string detail) {
   if (ended_.exchange(true)) return;
   RequestStop();
-  if (memory_.guard() != nullptr && memory_.guard()->failed()) {
-    // Whatever the guest did with zeros for its memory is not its fault.
+  if (memory_.HasFailed()) {
+    // Whatever the guest did without its memory is not its fault.
     reason = ExitReason::kIoError;
     detail = kMemoryFailed;
   }

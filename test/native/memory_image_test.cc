@@ -194,6 +194,34 @@ TEST_CASE("Both ways of finding private pages agree") {
   CHECK(std::equal(scanned.begin(), scanned.end(), read.begin(), read.end(), same));
 }
 
+// What is behind the end of a file looks like a hole.
+TEST_CASE("Reading an image whose file was cut off fails, wherever it was") {
+  const auto file = std::make_shared<const UniqueFd>(
+      ::open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));  // Sealed memory cannot be cut off
+  REQUIRE(*file);
+  REQUIRE(::ftruncate(file->get(), kBytes) == 0);
+  const uint32_t value = 7;
+  REQUIRE(::pwrite(file->get(), &value, sizeof value, 5 * kPage) == sizeof value);
+  const auto image = MemoryImage::FromFile(file, kBytes, MemoryImage::Backing::kDisk);
+  const auto read = [&image] {
+    MemoryImageReader reader(image);
+    uint64_t offset = 0;
+    std::span<const uint8_t> data;
+    for (;;) {
+      const auto more = reader.Next(offset, data);
+      if (!more.ok()) return more.error().code == ErrorCode::kIo ? "kIo" : "another error";
+      if (!more.value()) return "complete";
+    }
+  };
+  CHECK(read() == std::string("complete"));
+
+  for (const uint64_t size : {kBytes - 1, 5 * kPage, uint64_t{0}}) {
+    REQUIRE(::ftruncate(file->get(), static_cast<off_t>(size)) == 0);
+    CHECK(image->IsCutOff());
+    CHECK(read() == std::string("kIo"));
+  }
+}
+
 TEST_CASE("Reading an image gives the base with the packed pages on top, and no holes") {
   GuestMemory parent = Value(GuestMemory::Create(kBytes));
   Put(parent, 1, 10);
