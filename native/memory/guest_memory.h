@@ -58,6 +58,9 @@ class GuestMemory {
   // Whether it has failed, or its file is cut off, as KVM may have found before the
   // guard did.
   bool HasFailed() const;
+  // What a VM whose memory has failed is said to have ended from.
+  static constexpr char kFailed[] =
+      "the file behind the VM's memory was truncated or cannot be read";
   // The image that this memory is mapped from; null for one that is shared.
   const std::shared_ptr<const MemoryImage>& image() const { return image_; }
   // Host memory that this VM alone holds: what was allocated in its memfd, or the

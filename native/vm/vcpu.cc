@@ -170,10 +170,7 @@ Vcpu::Next Vcpu::HandleError(int error) {
       Error{ErrorCode::kKvm, error, "KVM_RUN", "vCPU " + std::to_string(id_)}.Message() + Where());
 }
 
-Vcpu::Next Vcpu::ExitWithoutMemory() {
-  return Exit(ExitReason::kIoError,
-              "the file behind the VM's memory was truncated or cannot be read");
-}
+Vcpu::Next Vcpu::ExitWithoutMemory() { return Exit(ExitReason::kIoError, GuestMemory::kFailed); }
 
 Vcpu::Next Vcpu::HandleExit() {
   retries_ = 0;

@@ -21,8 +21,6 @@ constexpr uint32_t kVirtioDevices = 2;
 // fewer chains than that, so that only a guest which goes on talking loses some.
 constexpr int kMaxFinalTurns = 8;
 
-constexpr char kMemoryFailed[] = "the file behind the VM's memory was truncated or cannot be read";
-
 GuestAddress VirtioWindow(uint32_t index) {
   return layout::kVirtioMmio + index * layout::kPageSize;
 }
@@ -192,7 +190,7 @@ Status Vm::ConnectDevices() {
 Status Vm::WatchMemory() {
   const FaultGuard* guard = memory_.guard();
   if (guard == nullptr) return Ok();
-  return loop_->Add(guard->failure(), [this] { End(ExitReason::kIoError, kMemoryFailed); });
+  return loop_->Add(guard->failure(), [this] { End(ExitReason::kIoError, GuestMemory::kFailed); });
 }
 
 Vm::~Vm() { Shutdown(); }
@@ -223,7 +221,7 @@ void Vm::End(ExitReason reason, std::string detail) {
   if (memory_.HasFailed()) {
     // Whatever the guest did without its memory is not its fault.
     reason = ExitReason::kIoError;
-    detail = kMemoryFailed;
+    detail = GuestMemory::kFailed;
   }
   {
     std::lock_guard lock(park_mutex_);

@@ -33,7 +33,7 @@ async function outcomeOf(
     await Promise.all(all.map((one) => one?.close()));
     return 'done';
   } catch (error) {
-    return (error as { code?: string }).code ?? String(error);
+    return outcomeOfError(error as { code?: string });
   }
 }
 
