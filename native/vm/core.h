@@ -105,7 +105,7 @@ class Core {
   std::shared_ptr<Snapshot> FindSnapshot(SnapshotId snapshot);
   // Room for a snapshot that is about to be made; forgets those that were not.
   std::shared_ptr<SnapshotEntry> AddSnapshot(SnapshotId snapshot);
-  // Waits for a freeze that has begun. Thread: a job's.
+  // Waits for a freeze that has begun, and leaves the VM frozen. Thread: a job's.
   static Result<Frozen> FreezeVm(const VmEntry& entry, Deadline deadline);
   Result<Workers> AcquireWorkers();
   void ReleaseIdleWorkers();

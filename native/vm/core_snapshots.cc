@@ -11,14 +11,13 @@ namespace forklet {
 
 namespace {
 
-SnapshotInfo Describe(const VmState& state, const FreezeTimes& times) {
+SnapshotInfo Describe(const VmState& state) {
   SnapshotInfo info;
   info.memory_bytes = state.memory_bytes;
   info.vcpus = static_cast<uint32_t>(state.cpus.size());
   info.connection = state.control_connection;
   info.copied_pages = state.memory->packed_pages();
   info.place = state.place;
-  info.times = times;
   return info;
 }
 
@@ -81,10 +80,12 @@ struct Core::Frozen {
 };
 
 Result<Core::Frozen> Core::FreezeVm(const VmEntry& entry, Deadline deadline) {
-  FreezeTimes times;
-  ASSIGN_OR_RETURN(auto state, entry.vm->Freeze(deadline, times));
-  SnapshotInfo info = Describe(*state, times);
+  const uint64_t begin = MonotonicNs();
+  uint64_t parked = 0;
+  ASSIGN_OR_RETURN(auto state, entry.vm->Freeze(deadline, parked));
+  SnapshotInfo info = Describe(*state);
   ASSIGN_OR_RETURN(auto snapshot, Snapshot::Create(entry.kvm_path, std::move(state)));
+  info.times = {parked - begin, MonotonicNs() - parked};
   return Frozen{std::move(snapshot), std::move(info)};
 }
 
@@ -107,16 +108,19 @@ void Core::SnapshotVm(RequestId request, VmId vm, SnapshotId snapshot, ParkPlace
       made->failed = !frozen.ok();
       if (frozen.ok()) made->snapshot = frozen.value().snapshot;
     }
-    if (frozen.ok()) {
-      sink->Deliver(Done{request, std::move(frozen.value().info)});
-    } else {
-      sink->Deliver(Failed{request, std::move(frozen).error()});
-    }
+    // What the guest says after that is no part of the snapshot.
+    entry->vm->EndFreeze([&] {
+      if (frozen.ok()) {
+        sink->Deliver(Done{request, std::move(frozen.value().info)});
+      } else {
+        sink->Deliver(Failed{request, std::move(frozen).error()});
+      }
+    });
     entry->EndJob();
   };
   auto started = jobs_.Start("forklet-freeze", std::move(freeze));
   if (started.ok()) return;
-  entry->vm->AbandonFreeze();
+  entry->vm->EndFreeze([] {});
   entry->EndJob();
   snapshots_.erase(snapshot);
   Fail(request, std::move(started).error());
@@ -294,7 +298,7 @@ void Core::LoadSnapshot(RequestId request, SnapshotId snapshot, std::string kvm_
       return;
     }
     made->snapshot = std::move(loaded.value().snapshot);
-    SnapshotInfo info = Describe(*made->snapshot->state(), {});
+    SnapshotInfo info = Describe(*made->snapshot->state());
     info.session = std::move(loaded.value().session);
     lock.unlock();
     sink->Deliver(Done{request, std::move(info)});

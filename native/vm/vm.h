@@ -3,6 +3,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -73,15 +74,18 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   Status Resume();
 
   // A freeze begins: from now on it is noticed when the guest parks at `place`, so
-  // that the caller may ask it to. Freeze or AbandonFreeze follows.
+  // that the caller may ask it to. EndFreeze follows, with or without Freeze.
   Status BeginFreeze(ParkPlace place);
-  void AbandonFreeze();
-  // Waits until the guest stands parked, and returns what it is then. The guest
-  // goes on. Not on a thread of this VM.
+  // Waits until the guest stands parked, which it did at `parked_ns` of the
+  // monotonic clock, and returns what it is then. It stands still until EndFreeze:
+  // nothing that it says after this state comes before that. Not on a thread of
+  // this VM.
   //
-  // On failure it goes on as well: kParkTimeout at the deadline, kCancelled after
-  // CancelFreeze, kExited or kClosed when it ends.
-  Result<std::shared_ptr<const VmState>> Freeze(Deadline deadline, FreezeTimes& times);
+  // Failures: kParkTimeout at the deadline, kCancelled after CancelFreeze, kExited
+  // or kClosed when it ends.
+  Result<std::shared_ptr<const VmState>> Freeze(Deadline deadline, uint64_t& parked_ns);
+  // Calls `announce`, which tells of the freeze, and then lets the guest go on.
+  void EndFreeze(const std::function<void()>& announce);
   void CancelFreeze();
 
   // Puts the VM back to a frozen state of the same size; it is then like a fork
@@ -164,9 +168,6 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   uint32_t CurrentVcpu() const;
 
   // Freezing and restoring (vm_freeze.cc).
-  Status EndFreeze(bool quiesced);
-  // Sets `parked` to the moment when the guest stood still, once it has.
-  Result<std::shared_ptr<const VmState>> FreezeParked(Deadline deadline, uint64_t& parked);
   Result<bool> OthersOutsideKernel(uint32_t parked);
   Status WaitParked(std::unique_lock<std::mutex>& lock, Deadline deadline);
   // Lets the guest take an interrupt that is pending, and come back.
@@ -183,6 +184,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   void HandOver();
   void FinishCall();
   void FailCall(ErrorCode code, std::string detail);
+  Status YieldLocked();
   // What the program finds when it leaves its park.
   void Command(ExchangeCommand command);
 

@@ -29,39 +29,22 @@ constexpr GuestAddress kMailboxFlags = layout::kMailbox + offsetof(Mailbox, flag
 
 }  // namespace
 
-// Ordering requirements:
-//  - the vCPUs stand still before the devices do, which they keep at work;
-//  - the devices stand still before the CPUs are saved: finished work raises
-//    interrupts;
-//  - memory last: requests of the vCPUs may still write to it.
-Result<std::shared_ptr<const VmState>> Vm::Freeze(Deadline deadline, FreezeTimes& times) {
-  const uint64_t begin = MonotonicNs();
-  uint64_t parked = 0;
-  auto frozen = FreezeParked(deadline, parked);
-  TRY(EndFreeze(parked != 0));
-  times.park = (parked == 0 ? MonotonicNs() : parked) - begin;
-  times.stopped = parked == 0 ? 0 : MonotonicNs() - parked;
-  return frozen;
-}
-
-Status Vm::EndFreeze(bool quiesced) {
-  bool yield;
+void Vm::EndFreeze(const std::function<void()>& announce) {
+  Status released = Ok();
   {
+    // Held throughout, so that a next freeze begins after all of this.
     std::lock_guard lock(park_mutex_);
+    announce();
     // A program that was called to its park goes back to where it waited, and
     // whatever was sent meanwhile needs the guest.
-    yield = (freezer_->place == ParkPlace::kProgram && !freezer_->stood) || yield_due_.load();
+    const bool yield =
+        (freezer_->place == ParkPlace::kProgram && !freezer_->stood) || yield_due_.load();
     freezer_.reset();
+    ResumeDevices();
+    released = RemoveHold(Hold::kFreezing);
+    if (yield && released.ok()) released = YieldLocked();
   }
-  if (quiesced) ResumeDevices();
-  TRY(RemoveHold(Hold::kFreezing));
-  if (yield) YieldProgram();
-  return Ok();
-}
-
-void Vm::AbandonFreeze() {
-  // Nothing but the holds of a program that stood parked is to be undone.
-  static_cast<void>(EndFreeze(/*quiesced=*/false));
+  if (!released.ok()) End(ExitReason::kHostError, released.error().Message());
 }
 
 Status Vm::BeginFreeze(ParkPlace place) {
@@ -80,7 +63,12 @@ Status Vm::BeginFreeze(ParkPlace place) {
   return EnterLocked();
 }
 
-Result<std::shared_ptr<const VmState>> Vm::FreezeParked(Deadline deadline, uint64_t& parked) {
+// Ordering requirements:
+//  - the vCPUs stand still before the devices do, which they keep at work;
+//  - the devices stand still before the CPUs are saved: finished work raises
+//    interrupts;
+//  - memory last: requests of the vCPUs may still write to it.
+Result<std::shared_ptr<const VmState>> Vm::Freeze(Deadline deadline, uint64_t& parked_ns) {
   auto state = std::make_shared<VmState>();
   for (int parks = 1;; ++parks) {
     {
@@ -89,7 +77,7 @@ Result<std::shared_ptr<const VmState>> Vm::FreezeParked(Deadline deadline, uint6
       state->place = freezer_->place;
       state->parked_vcpu = parked_vcpu_;
     }
-    parked = MonotonicNs();
+    parked_ns = MonotonicNs();
     if (!WaitHeld(DeadlineIn(kHoldTime))) {
       return Error{ErrorCode::kParkTimeout, 0, {}, "a vCPU of the guest does not stand still"};
     }
@@ -192,10 +180,8 @@ DevicesState Vm::QuiesceDevices() {
 }
 
 void Vm::ResumeDevices() {
-  loop_->PostAndWait([this] {
-    vsock_transport_->Unquiesce();
-    rng_transport_->Unquiesce();
-  });
+  vsock_transport_->Unquiesce();
+  rng_transport_->Unquiesce();
 }
 
 Status Vm::Restore(std::shared_ptr<const VmState> state) {

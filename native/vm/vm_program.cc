@@ -113,25 +113,28 @@ void Vm::CancelCall(RequestId request) {
 }
 
 void Vm::YieldProgram() {
-  Status entered = Ok();
+  Status yielded = Ok();
   {
     std::lock_guard lock(park_mutex_);
-    if (program_ == Program::kParked) {
-      // Under way to a freeze or a request: after that.
-      if (freezer_ && freezer_->parked) {
-        yield_due_ = true;
-        return;
-      }
-      program_ = Program::kWaiting;
-      Command(ExchangeCommand::kYield);
-      entered = EnterLocked();
-      if (entered.ok()) entered = RemoveHold(Hold::kStanding);
-    } else {
-      yield_due_ = program_ == Program::kRunning;
-      entered = EnterLocked();
-    }
+    yielded = YieldLocked();
   }
-  if (!entered.ok()) End(ExitReason::kHostError, entered.error().Message());
+  if (!yielded.ok()) End(ExitReason::kHostError, yielded.error().Message());
+}
+
+Status Vm::YieldLocked() {
+  if (program_ != Program::kParked) {
+    yield_due_ = program_ == Program::kRunning;
+    return EnterLocked();
+  }
+  // Under way to a freeze or a request: after that.
+  if (freezer_ && freezer_->parked) {
+    yield_due_ = true;
+    return Ok();
+  }
+  program_ = Program::kWaiting;
+  Command(ExchangeCommand::kYield);
+  TRY(EnterLocked());
+  return RemoveHold(Hold::kStanding);
 }
 
 void Vm::HandOver() {

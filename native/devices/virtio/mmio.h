@@ -76,7 +76,8 @@ class VirtioMmio final : public BusDevice {
   void Kick();
 
   // Leaves the device still until Unquiesce: a turn does nothing, and is made up
-  // for afterwards. Thread: the device thread.
+  // for afterwards.
+  // Thread: the device thread for the first, any for the second.
   void Quiesce();
   void Unquiesce();
 
