@@ -1,5 +1,6 @@
 #include "kvm/stats.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <vector>
@@ -36,10 +37,12 @@ Status ReadAt(const UniqueFd& fd, uint64_t offset, void* out, size_t size) {
 
 }  // namespace
 
-Status AddStats(const UniqueFd& stats, std::map<std::string, uint64_t>& totals) {
+Status VisitStats(const UniqueFd& stats,
+                  const std::function<void(std::string_view name, uint64_t value)>& visit) {
   // More than any kernel has; the numbers come from the kernel, yet size buffers.
   constexpr uint32_t kMaxDescriptors = 4096;
   constexpr uint32_t kMaxNameBytes = 256;
+  constexpr uint32_t kMaxDataBytes = 1u << 20;
   StatsHeader header;
   TRY(ReadAt(stats, 0, &header, sizeof header));
   if (header.descriptors > kMaxDescriptors || header.name_size > kMaxNameBytes) {
@@ -48,16 +51,33 @@ Status AddStats(const UniqueFd& stats, std::map<std::string, uint64_t>& totals) 
   const size_t stride = sizeof(StatsDescriptor) + header.name_size;
   std::vector<char> block(stride * header.descriptors);
   TRY(ReadAt(stats, header.descriptor_offset, block.data(), block.size()));
-  for (uint32_t i = 0; i < header.descriptors; ++i) {
+  const auto descriptor_at = [&](uint32_t i) {
     StatsDescriptor descriptor;
     std::memcpy(&descriptor, block.data() + i * stride, sizeof descriptor);
-    if (descriptor.size != 1) continue;
+    return descriptor;
+  };
+  uint64_t data_bytes = 0;
+  for (uint32_t i = 0; i < header.descriptors; ++i) {
+    const StatsDescriptor descriptor = descriptor_at(i);
+    data_bytes = std::max(data_bytes, descriptor.offset + uint64_t{descriptor.size} * 8);
+  }
+  if (data_bytes > kMaxDataBytes) {
+    return Error{ErrorCode::kSystem, EPROTO, "pread", "KVM statistics descriptors"};
+  }
+  std::vector<uint64_t> values(data_bytes / 8);
+  TRY(ReadAt(stats, header.data_offset, values.data(), values.size() * 8));
+  for (uint32_t i = 0; i < header.descriptors; ++i) {
+    const StatsDescriptor descriptor = descriptor_at(i);
+    if (descriptor.size != 1 || descriptor.offset % 8 != 0) continue;
     const char* name = block.data() + i * stride + sizeof descriptor;
-    uint64_t value = 0;
-    TRY(ReadAt(stats, uint64_t{header.data_offset} + descriptor.offset, &value, sizeof value));
-    totals[std::string(name, ::strnlen(name, header.name_size))] += value;
+    visit({name, ::strnlen(name, header.name_size)}, values[descriptor.offset / 8]);
   }
   return Ok();
+}
+
+Status AddStats(const UniqueFd& stats, std::map<std::string, uint64_t>& totals) {
+  return VisitStats(
+      stats, [&](std::string_view name, uint64_t value) { totals[std::string(name)] += value; });
 }
 
 }  // namespace forklet

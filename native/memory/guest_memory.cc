@@ -80,7 +80,7 @@ Result<std::shared_ptr<const MemoryImage>> GuestMemory::Freeze() {
     }
     return image_;
   }
-  ASSIGN_OR_RETURN(std::vector<PageRun> runs, ScanPrivatePages(mapping_.data(), bytes_));
+  ASSIGN_OR_RETURN(std::vector<PageRun> runs, WrittenPages());
   if (runs.empty() && image_->runs().empty()) return image_;
   ASSIGN_OR_RETURN(auto image, MemoryImage::FromPages(*image_, mapping_.data(), std::move(runs)));
   // Read the pages first, then look: see FaultGuard.
@@ -94,11 +94,15 @@ bool GuestMemory::HasFailed() const {
   return guard_ != nullptr && (guard_->failed() || image_->IsCutOff());
 }
 
-Status GuestMemory::RollBack() {
+Result<std::vector<PageRun>> GuestMemory::WrittenPages() const {
   CHECK(image_ != nullptr);
-  ASSIGN_OR_RETURN(const std::vector<PageRun> runs, ScanPrivatePages(mapping_.data(), bytes_));
-  if (runs.size() > kMaxRunsToDrop) return Map(image_);
-  for (const PageRun& run : runs) {
+  return ScanPrivatePages(mapping_.data(), bytes_);
+}
+
+Status GuestMemory::RollBack(const std::vector<PageRun>& written) {
+  CHECK(image_ != nullptr);
+  if (written.size() > kMaxRunsToDrop) return Map(image_);
+  for (const PageRun& run : written) {
     uint8_t* pages = mapping_.data() + run.first * layout::kPageSize;
     if (::madvise(pages, run.count * layout::kPageSize, MADV_DONTNEED) != 0) {
       return Error{ErrorCode::kSystem, errno, "madvise(MADV_DONTNEED)", {}};
@@ -118,7 +122,7 @@ Result<uint64_t> GuestMemory::AllocatedBytes() const {
     return static_cast<uint64_t>(file.st_blocks) * kStatBlockBytes;
   }
   if (image_ == nullptr) return uint64_t{0};
-  ASSIGN_OR_RETURN(const std::vector<PageRun> runs, ScanPrivatePages(mapping_.data(), bytes_));
+  ASSIGN_OR_RETURN(const std::vector<PageRun> runs, WrittenPages());
   return CountPages(runs) * layout::kPageSize;
 }
 

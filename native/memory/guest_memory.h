@@ -48,9 +48,11 @@ class GuestMemory {
   // The present contents as an image. This memory goes on as a private mapping,
   // with the same contents. Nobody writes meanwhile.
   Result<std::shared_ptr<const MemoryImage>> Freeze();
-  // Undoes every write since Map(); the cost follows the pages that were written.
-  // Nobody uses the memory meanwhile.
-  Status RollBack();
+  // The pages that were written since Map().
+  Result<std::vector<PageRun>> WrittenPages() const;
+  // Undoes those writes, at a cost that follows their number. Nobody uses the memory
+  // meanwhile.
+  Status RollBack(const std::vector<PageRun>& written);
 
   // Tells when the file that this memory is mapped from fails, which leaves zeros
   // in its place; null when it cannot.

@@ -237,8 +237,8 @@ void Core::ResetVm(RequestId request, VmId vm, SnapshotId snapshot) {
   auto to = FindSnapshot(snapshot);
   if (to == nullptr) return Fail(request, {ErrorCode::kClosed, 0, {}, "the snapshot is closed"});
   if (entry == nullptr || !entry->BeginJob()) return FailClosed(request);
-  auto reset = [entry, state = to->StateToRestore(), request, sink = sink_]() mutable {
-    auto done = entry->vm->Reset(std::move(state));
+  const auto state = to->StateToRestore();
+  const auto answer = [entry, request, sink = sink_](Status done) {
     if (done.ok()) {
       sink->Deliver(Done{request, {}});
     } else {
@@ -246,10 +246,21 @@ void Core::ResetVm(RequestId request, VmId vm, SnapshotId snapshot) {
     }
     entry->EndJob();
   };
-  auto started = jobs_.Start("forklet-reset", std::move(reset));
-  if (started.ok()) return;
-  entry->EndJob();
-  Fail(request, std::move(started).error());
+  auto begun = entry->vm->BeginReset(*state);
+  if (!begun.ok()) return answer(std::move(begun));
+  // Lifetime of jobs_: the core waits for the entry's jobs, of which this is one.
+  entry->vm->TryReset(state, [entry, to = std::move(to), state, answer,
+                              jobs = &jobs_](std::optional<Status> done) mutable {
+    if (!done) {
+      auto started = jobs->Start("forklet-reset", [entry, to, state, answer]() mutable {
+        answer(entry->vm->Reset(to->kvm(), state));
+        Drop(std::move(to));
+      });
+      if (!started.ok()) done = std::move(started);
+    }
+    if (done) answer(std::move(*done));
+    Drop(std::move(to));
+  });
 }
 
 std::shared_ptr<std::atomic<bool>> Core::AddCancelFlag(RequestId request) {

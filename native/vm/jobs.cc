@@ -11,6 +11,7 @@ constexpr size_t kStackBytes = 512u << 10;
 Jobs::~Jobs() { CHECK(jobs_.empty()); }
 
 Status Jobs::Start(const std::string& thread_name, std::function<void()> work) {
+  std::lock_guard lock(mutex_);
   Reap();
   auto job = std::make_unique<Job>();
   // Lifetime: the job is released after its thread was joined.
@@ -35,8 +36,12 @@ void Jobs::Reap() {
 }
 
 void Jobs::JoinAll() {
-  for (const auto& job : jobs_) job->thread.Join();
-  jobs_.clear();
+  std::vector<std::unique_ptr<Job>> last;
+  {
+    std::lock_guard lock(mutex_);
+    last.swap(jobs_);
+  }
+  for (const auto& job : last) job->thread.Join();
 }
 
 }  // namespace forklet

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -14,7 +15,7 @@ namespace forklet {
 // Finite work that may wait, each piece on a thread of its own: boots, freezes,
 // saves.
 //
-// Owner: Core. Thread: the core's, but for what the jobs do.
+// Owner: Core. Thread: any; JoinAll comes last.
 class Jobs {
  public:
   // Requires JoinAll().
@@ -30,9 +31,11 @@ class Jobs {
   };
 
   // Joins those that are over: their threads are about to end, if they have not.
+  // Under mutex_.
   void Reap();
 
-  std::vector<std::unique_ptr<Job>> jobs_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Job>> jobs_;  // Under mutex_
 };
 
 }  // namespace forklet

@@ -34,6 +34,7 @@ class Snapshot {
 
   const std::shared_ptr<const VmState>& state() const { return state_; }
   const std::string& kvm_path() const { return kvm_path_; }
+  const Kvm& kvm() const { return kvm_; }
 
   // The same to restore from: with its memory flattened once that has paid.
   std::shared_ptr<const VmState> StateToRestore();

@@ -2,8 +2,11 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <optional>
 #include <span>
+#include <string_view>
 
+#include "kvm/stats.h"
 #include "vm/completion_access.h"
 
 namespace forklet {
@@ -100,6 +103,11 @@ bool Vcpu::WaitHeld(Deadline deadline) {
   return changed_.wait_until(lock, deadline, [this] { return held_ || !running_; });
 }
 
+bool Vcpu::IsHeld() const {
+  std::lock_guard lock(mutex_);
+  return held_ || !running_;
+}
+
 void Vcpu::RequestStop() {
   std::lock_guard lock(mutex_);
   if (mode_ != Mode::kStop) Interrupt(Mode::kStop);
@@ -112,6 +120,22 @@ bool Vcpu::IsCurrent() const {
 
 void Vcpu::Join() {
   if (thread_.joinable()) thread_.Join();
+}
+
+bool Vcpu::MayHaveRunKernel() const {
+  {
+    std::lock_guard lock(mutex_);
+    if (!thread_.joinable()) return false;
+  }
+  std::optional<uint64_t> emulated;
+  std::optional<uint64_t> accesses;
+  const Status read = stats_ ? VisitStats(stats_,
+                                          [&](std::string_view name, uint64_t value) {
+                                            if (name == "insn_emulation") emulated = value;
+                                            if (name == "mmio_exits") accesses = value;
+                                          })
+                             : Status(Error{ErrorCode::kKvm, 0, {}, {}});
+  return !read.ok() || !emulated || !accesses || *emulated != *accesses;
 }
 
 void Vcpu::AddExits(std::map<std::string, uint64_t>& totals) const {

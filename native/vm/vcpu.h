@@ -67,6 +67,8 @@ class Vcpu {
   // as it does for a guest inside an endless string instruction. Not on the
   // vCPU's own thread.
   [[nodiscard]] bool WaitHeld(Deadline deadline);
+  // Whether it stands still now, or has ended, or was never released.
+  bool IsHeld() const;
   // Makes the thread leave the guest and end; does not wait for it.
   void RequestStop();
   void Join();
@@ -78,6 +80,10 @@ class Vcpu {
   uint64_t completed_instructions() const {
     return completed_instructions_.load(std::memory_order_relaxed);
   }
+  // Whether code of the guest's kernel may have run on it, on a host where KVM
+  // emulates that: then every such instruction is counted, and of user mode's
+  // nothing is but what accesses a device.
+  bool MayHaveRunKernel() const;
   // Adds this vCPU's VM exits to `totals`, by name.
   void AddExits(std::map<std::string, uint64_t>& totals) const;
 

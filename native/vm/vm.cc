@@ -24,6 +24,16 @@ constexpr int kMaxFinalTurns = 8;
 GuestAddress VirtioWindow(uint32_t index) {
   return layout::kVirtioMmio + index * layout::kPageSize;
 }
+
+Status WireVirtio(const VmFd& machine, uint32_t index, IrqfdLine& line,
+                  const VirtioMmio& transport) {
+  TRY(line.Connect(machine, layout::kVirtioGsi + index));
+  for (uint16_t queue = 0; queue < transport.queue_count(); ++queue) {
+    TRY(machine.AddIoeventfd(transport.notifier(queue),
+                             VirtioWindow(index) + VirtioMmio::kQueueNotify, queue));
+  }
+  return Ok();
+}
 }  // namespace
 
 const char* ExitReasonName(ExitReason reason) {
@@ -57,21 +67,25 @@ Vm::Vm(std::shared_ptr<const HostProfile> host, const CpuidTable& cpuid, VmFd fd
 //    slot waits for a grace period;
 //  - the irqchip before the vCPUs, whose local APICs it creates, and before the
 //    irqfds.
-Result<std::unique_ptr<Vm>> Vm::Build(const Kvm& kvm, std::shared_ptr<const HostProfile> host,
-                                      const CpuidTable& cpuid, GuestMemory memory) {
-  ASSIGN_OR_RETURN(VmFd fd, kvm.CreateVm());
-  std::unique_ptr<Vm> vm(new Vm(std::move(host), cpuid, std::move(fd), std::move(memory)));
-  TRY(vm->fd_.SetRealModeAreas(layout::kTss, layout::kIdentityMap));
-  if (vm->host_->exit_on_emulation_failure) {
-    TRY(vm->fd_.EnableCapability(KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+Result<VmFd> Vm::CreateMachine(const Kvm& kvm, const HostProfile& host, const GuestMemory& memory) {
+  ASSIGN_OR_RETURN(VmFd machine, kvm.CreateVm());
+  TRY(machine.SetRealModeAreas(layout::kTss, layout::kIdentityMap));
+  if (host.exit_on_emulation_failure) {
+    TRY(machine.EnableCapability(KVM_CAP_EXIT_ON_EMULATION_FAILURE,
                                  "KVM_CAP_EXIT_ON_EMULATION_FAILURE", 1));
   }
   uint32_t slot = 0;
-  for (const MemoryRegion& region : vm->memory_.regions()) {
-    TRY(vm->fd_.SetMemoryRegion(slot++, region.start, region.size, region.host));
+  for (const MemoryRegion& region : memory.regions()) {
+    TRY(machine.SetMemoryRegion(slot++, region.start, region.size, region.host));
   }
-  TRY(vm->fd_.CreateIrqchip());
-  return vm;
+  TRY(machine.CreateIrqchip());
+  return machine;
+}
+
+Result<std::unique_ptr<Vm>> Vm::Build(const Kvm& kvm, std::shared_ptr<const HostProfile> host,
+                                      const CpuidTable& cpuid, GuestMemory memory) {
+  ASSIGN_OR_RETURN(VmFd machine, CreateMachine(kvm, *host, memory));
+  return std::unique_ptr<Vm>(new Vm(std::move(host), cpuid, std::move(machine), std::move(memory)));
 }
 
 Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
@@ -99,7 +113,7 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
   times.kernel_loaded = MonotonicNs() - epoch_ns;
 
   TRY(vm->CreateDevices());
-  TRY(vm->CreateVcpus(kvm, config.vcpus));
+  ASSIGN_OR_RETURN(vm->vcpus_, vm->CreateVcpus(kvm, vm->fd_, config.vcpus));
   for (const auto& vcpu : vm->vcpus_) {
     TRY(SetBootMsrs(vcpu->fd()));
     TRY(SetBootLapic(vcpu->fd()));
@@ -115,7 +129,8 @@ Result<std::unique_ptr<Vm>> Vm::CreateShell(const Kvm& kvm, std::shared_ptr<cons
   ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm,
                    Build(kvm, std::move(host), like.cpuid, std::move(memory)));
   TRY(vm->CreateDevices());
-  TRY(vm->CreateVcpus(kvm, static_cast<uint32_t>(like.cpus.size())));
+  ASSIGN_OR_RETURN(vm->vcpus_,
+                   vm->CreateVcpus(kvm, vm->fd_, static_cast<uint32_t>(like.cpus.size())));
   return vm;
 }
 
@@ -128,18 +143,16 @@ void Vm::Adopt(VmId id, std::shared_ptr<EventLoop> loop, std::shared_ptr<EventSi
 }
 
 Status Vm::CreateDevices() {
-  TRY(serial_line_.Connect(fd_, layout::kSerialGsi));
   serial_ = std::make_unique<Serial>(serial_line_, [this](uint8_t byte) {
     console_bytes_.fetch_add(1, std::memory_order_relaxed);
     sink_->Deliver(ConsoleOutput{id_, std::string(1, static_cast<char>(byte))});
   });
-  TRY(doorbell_line_.Connect(fd_, layout::kDoorbellGsi));
   doorbell_ = std::make_unique<Doorbell>(static_cast<DoorbellHost&>(*this));
   acpi_power_ = std::make_unique<AcpiPower>([this](PowerEvent event) { OnPower(event); });
   vsock_ = std::make_unique<VsockDevice>(VsockConfig{}, static_cast<VsockHost&>(*this));
   rng_ = std::make_unique<RngDevice>();
-  TRY(AddVirtio(*vsock_, kVsockIndex, vsock_line_, vsock_transport_));
-  TRY(AddVirtio(*rng_, kRngIndex, rng_line_, rng_transport_));
+  ASSIGN_OR_RETURN(vsock_transport_, VirtioMmio::Create(*vsock_, memory_, vsock_line_));
+  ASSIGN_OR_RETURN(rng_transport_, VirtioMmio::Create(*rng_, memory_, rng_line_));
 
   ASSIGN_OR_RETURN(
       mmio_,
@@ -148,29 +161,27 @@ Status Vm::CreateDevices() {
                    {VirtioWindow(kRngIndex).value, VirtioMmio::kBytes, rng_transport_.get()}}));
   ASSIGN_OR_RETURN(ports_, Bus::Create({{layout::kSerialPort, Serial::kPorts, serial_.get()},
                                         {layout::kPowerPort, kAcpiPowerPorts, acpi_power_.get()}}));
-  return Ok();
+  return WireDevices(fd_);
 }
 
-Status Vm::AddVirtio(VirtioDevice& device, uint32_t index, IrqfdLine& line,
-                     std::unique_ptr<VirtioMmio>& transport) {
-  TRY(line.Connect(fd_, layout::kVirtioGsi + index));
-  ASSIGN_OR_RETURN(transport, VirtioMmio::Create(device, memory_, line));
-  for (uint16_t queue = 0; queue < transport->queue_count(); ++queue) {
-    TRY(fd_.AddIoeventfd(transport->notifier(queue), VirtioWindow(index) + VirtioMmio::kQueueNotify,
-                         queue));
-  }
-  return Ok();
+Status Vm::WireDevices(const VmFd& machine) {
+  TRY(serial_line_.Connect(machine, layout::kSerialGsi));
+  TRY(doorbell_line_.Connect(machine, layout::kDoorbellGsi));
+  TRY(WireVirtio(machine, kVsockIndex, vsock_line_, *vsock_transport_));
+  return WireVirtio(machine, kRngIndex, rng_line_, *rng_transport_);
 }
 
 // Ordering requirement: CPUID before the rest of a vCPU's state, which it bounds.
-Status Vm::CreateVcpus(const Kvm& kvm, uint32_t count) {
+Result<std::vector<std::unique_ptr<Vcpu>>> Vm::CreateVcpus(const Kvm& kvm, const VmFd& machine,
+                                                           uint32_t count) {
   const VcpuContext context = {&memory_, mmio_.get(), ports_.get(), this, host_->xsave_bytes};
+  std::vector<std::unique_ptr<Vcpu>> vcpus;
   for (uint32_t id = 0; id < count; ++id) {
-    ASSIGN_OR_RETURN(VcpuFd fd, fd_.CreateVcpu(id, kvm.vcpu_mmap_size()));
+    ASSIGN_OR_RETURN(VcpuFd fd, machine.CreateVcpu(id, kvm.vcpu_mmap_size()));
     TRY(fd.SetCpuid(VcpuCpuid(cpuid_, id, count, host_->tsc_deadline)));
-    vcpus_.push_back(std::make_unique<Vcpu>(id, std::move(fd), context));
+    vcpus.push_back(std::make_unique<Vcpu>(id, std::move(fd), context));
   }
-  return Ok();
+  return vcpus;
 }
 
 Status Vm::ConnectDevices() {
@@ -313,24 +324,32 @@ void Vm::Disconnect(uint64_t connection) {
 }
 
 Result<VmStats> Vm::Stats() const {
-  VmStats stats;
+  std::lock_guard lock(run_mutex_);
+  VmStats stats = retired_;
   ASSIGN_OR_RETURN(stats.memory_allocated_bytes, memory_.AllocatedBytes());
-  for (const auto& vcpu : vcpus_) {
-    stats.vcpu_cpu_time_ns.push_back(vcpu->CpuTimeNs());
-    stats.completed_instructions += vcpu->completed_instructions();
-    vcpu->AddExits(stats.exits);
-  }
   stats.console_bytes = console_bytes_.load(std::memory_order_relaxed);
   stats.vsock_bytes_to_guest = vsock_bytes_to_guest_.load(std::memory_order_relaxed);
   stats.vsock_bytes_from_guest = vsock_bytes_from_guest_.load(std::memory_order_relaxed);
+  TRY(AddMachineStats(stats));
+  return stats;
+}
+
+Status Vm::AddMachineStats(VmStats& stats) const {
+  stats.vcpu_cpu_time_ns.resize(vcpus_.size());
+  for (size_t id = 0; id < vcpus_.size(); ++id) {
+    const Vcpu& vcpu = *vcpus_[id];
+    stats.vcpu_cpu_time_ns[id] += vcpu.CpuTimeNs();
+    stats.completed_instructions += vcpu.completed_instructions();
+    vcpu.AddExits(stats.exits);
+  }
   // KVM's own statistics came with Linux 5.14; a host without them has the rest.
   auto vm_stats = fd_.OpenStats();
-  if (!vm_stats.ok()) return stats;
+  if (!vm_stats.ok()) return Ok();
   TRY(AddStats(vm_stats.value(), stats.kvm));
   for (const auto& vcpu : vcpus_) {
     if (vcpu->stats()) TRY(AddStats(vcpu->stats(), stats.kvm));
   }
-  return stats;
+  return Ok();
 }
 
 }  // namespace forklet

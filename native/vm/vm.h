@@ -89,9 +89,16 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   void CancelFreeze();
 
   // Puts the VM back to a frozen state of the same size; it is then like a fork
-  // that is not entered. Everything pending is dropped. Not on a thread of this
-  // VM. After a failure the VM can only be closed.
-  Status Reset(std::shared_ptr<const VmState> state);
+  // that is not entered. Everything pending is dropped. After a failure the VM can
+  // only be reset again or closed. In steps:
+  // the vCPUs are to stand still, which is not waited for;
+  Status BeginReset(const VmState& state);
+  // where they do and little was written, it is done in a turn of the device thread.
+  // `done` is called there: nothing is done when its argument is empty;
+  void TryReset(std::shared_ptr<const VmState> state,
+                std::function<void(std::optional<Status>)> done);
+  // then this does it, not on a thread of this VM.
+  Status Reset(const Kvm& kvm, std::shared_ptr<const VmState> state);
 
   // Hands input to the program at its park. Done with its answer, or Failed,
   // follows for `request`. One at a time.
@@ -144,17 +151,23 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
 
   Vm(std::shared_ptr<const HostProfile> host, const CpuidTable& cpuid, VmFd fd, GuestMemory memory);
 
-  // KVM's VM with its memslots and irqchip.
+  // KVM's part of a VM, with its memslots and irqchip.
+  static Result<VmFd> CreateMachine(const Kvm& kvm, const HostProfile& host,
+                                    const GuestMemory& memory);
   static Result<std::unique_ptr<Vm>> Build(const Kvm& kvm, std::shared_ptr<const HostProfile> host,
                                            const CpuidTable& cpuid, GuestMemory memory);
   Status CreateDevices();
-  Status CreateVcpus(const Kvm& kvm, uint32_t count);
-  Status AddVirtio(VirtioDevice& device, uint32_t index, IrqfdLine& line,
-                   std::unique_ptr<VirtioMmio>& transport);
+  Result<std::vector<std::unique_ptr<Vcpu>>> CreateVcpus(const Kvm& kvm, const VmFd& machine,
+                                                         uint32_t count);
+  // Wires the devices to KVM's VM. While nobody uses them.
+  Status WireDevices(const VmFd& machine);
   // Registers the devices with the device thread; nothing when they are.
   Status ConnectDevices();
   // Has the device thread end the VM when the file behind its memory fails.
   Status WatchMemory();
+
+  // Adds what KVM and the vCPUs have counted. Under run_mutex_.
+  Status AddMachineStats(VmStats& stats) const;
 
   // Holds (vm_run.cc).
   void AddHold(Hold hold);
@@ -178,6 +191,15 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   // All but the memory.
   Status RestoreMachine(std::shared_ptr<const VmState> state);
   Status RestoreDevices(const VmState& state);
+
+  // Resetting (vm_reset.cc).
+  std::optional<Status> ResetInTurn(const std::shared_ptr<const VmState>& state);
+  Status ReplaceMemory(std::shared_ptr<const MemoryImage> image);
+  // Whether KVM may have translations of the guest's page tables that do not hold
+  // for another state's.
+  bool MayHaveStaleTranslations(const VmState& state) const;
+  // New vCPUs and KVM's part of the VM in place of those that there are.
+  Status RebuildMachine(const Kvm& kvm);
 
   // Programs (vm_program.cc). All under park_mutex_.
   void OnProgramParked();
@@ -243,8 +265,10 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   std::atomic<uint64_t> vsock_bytes_to_guest_ = 0;
   std::atomic<uint64_t> vsock_bytes_from_guest_ = 0;
 
-  // Order of the two: park_mutex_ first.
+  // Order of the two: park_mutex_ first. Of both: vcpus_ and fd_, which a reset may
+  // replace, are read under either.
   mutable std::mutex run_mutex_;
+  VmStats retired_;  // Under run_mutex_: of vCPUs that were replaced
   uint32_t holds_ = static_cast<uint32_t>(Hold::kNotEntered);  // Under run_mutex_
   // Under run_mutex_: until the guest's random pool is reseeded, which the first
   // vCPU does, the others stand still.

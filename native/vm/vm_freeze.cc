@@ -226,37 +226,4 @@ Status Vm::RestoreDevices(const VmState& state) {
   return Ok();
 }
 
-Status Vm::Reset(std::shared_ptr<const VmState> state) {
-  if (ended_.load()) return Error{ErrorCode::kExited, 0, {}, "the VM has stopped running"};
-  if (state->memory_bytes != memory_.bytes() || state->cpus.size() != vcpus_.size()) {
-    return Error{ErrorCode::kNoSnapshot,
-                 0,
-                 {},
-                 "a VM can be reset to a snapshot with as much memory and as many vCPUs only"};
-  }
-  AddHold(Hold::kRestoring);
-  {
-    std::lock_guard lock(park_mutex_);
-    FailCall(ErrorCode::kReset, "the VM was reset");
-  }
-  if (!WaitHeld(DeadlineIn(kHoldTime))) {
-    return Error{ErrorCode::kParkTimeout, 0, {}, "a vCPU of the guest does not stand still"};
-  }
-  if (devices_connected_) static_cast<void>(QuiesceDevices());
-  if (state->memory == memory_.image()) {
-    TRY(memory_.RollBack());
-  } else {
-    loop_->PostAndWait([this] {
-      if (memory_.guard() != nullptr) loop_->Remove(memory_.guard()->failure());
-    });
-    TRY(memory_.Map(state->memory));
-    if (devices_connected_) TRY(WatchMemory());
-  }
-  Status restored = Ok();
-  loop_->PostAndWait([&] { restored = RestoreMachine(std::move(state)); });
-  if (!restored.ok()) return restored;
-  if (devices_connected_) ResumeDevices();
-  return Ok();
-}
-
 }  // namespace forklet

@@ -53,6 +53,7 @@ uint32_t Vm::CurrentVcpu() const {
 }
 
 void Vm::RequestStop() {
+  std::lock_guard lock(run_mutex_);
   for (const auto& vcpu : vcpus_) vcpu->RequestStop();
 }
 

@@ -251,7 +251,10 @@ describe.runIf(hasKvm)('doctor()', () => {
       vmx: { module: 'kvm_intel', quirks: [[]] },
       // The second is QEMU's emulation of SVM, in the svm lane.
       svm: { module: 'kvm_amd', quirks: [[], ['xsetbv-unseen']] },
-      pvm: { module: 'kvm_pvm', quirks: [['cpuid-unmasked', 'emulated-supervisor']] },
+      pvm: {
+        module: 'kvm_pvm',
+        quirks: [['cpuid-unmasked', 'emulated-supervisor', 'shadow-paging']],
+      },
     };
     expect(readdirSync('/sys/module')).toContain(kinds[backend]?.module);
     expect(kinds[backend]?.quirks).toContainEqual(quirks);

@@ -158,7 +158,7 @@ TEST_CASE("Rolling back undoes every write since the memory was mapped") {
   Put(fork, 2, 99);
   Put(fork, 3, 99);
 
-  REQUIRE(fork.RollBack().ok());
+  REQUIRE(fork.RollBack(Value(fork.WrittenPages())).ok());
 
   CHECK(Get(fork, 1) == 10);
   CHECK(Get(fork, 2) == 20);
@@ -170,7 +170,7 @@ TEST_CASE("Rolling back drops thousands of scattered pages as well") {
   GuestMemory fork = Fork(Value(parent.Freeze()));
   for (uint64_t page = 0; page < 16384; page += 2) Put(fork, page, 1);
 
-  REQUIRE(fork.RollBack().ok());
+  REQUIRE(fork.RollBack(Value(fork.WrittenPages())).ok());
 
   CHECK(Value(fork.AllocatedBytes()) == 0);
   CHECK(Get(fork, 16382) == 0);

@@ -1,5 +1,6 @@
 #include "arch/x86_64/host_profile.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -158,12 +159,26 @@ bool ModuleLoaded(const char* name) {
   return ::access((std::string("/sys/module/") + name).c_str(), F_OK) == 0;
 }
 
+// No guest can tell; KVM's modules do. Without them, the worse of the two.
+bool ShadowsPageTables() {
+  for (const char* path :
+       {"/sys/module/kvm_intel/parameters/ept", "/sys/module/kvm_amd/parameters/npt"}) {
+    const UniqueFd parameter(::open(path, O_RDONLY | O_CLOEXEC));
+    char value = 0;
+    if (parameter && ::read(parameter.get(), &value, 1) == 1 && (value == 'Y' || value == '1')) {
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 std::vector<std::string> HostProfile::Quirks() const {
   std::vector<std::string> names;
   if (cpuid_unmasked) names.emplace_back("cpuid-unmasked");
   if (emulated_supervisor) names.emplace_back("emulated-supervisor");
+  if (shadow_paging) names.emplace_back("shadow-paging");
   if (xsetbv_unseen) names.emplace_back("xsetbv-unseen");
   return names;
 }
@@ -190,6 +205,7 @@ Result<HostProfile> ProbeHost(const Kvm& kvm) {
   }
   ASSIGN_OR_RETURN(profile.cpuid, kvm.GetSupportedCpuid());
   TRY(RunProbeGuest(kvm, profile));
+  profile.shadow_paging = profile.emulated_supervisor || ShadowsPageTables();
   ASSIGN_OR_RETURN(profile.msrs, ProbeMsrs(kvm, profile.cpuid));
   return profile;
 }

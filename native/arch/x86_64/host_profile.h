@@ -18,6 +18,10 @@ struct HostProfile {
   // Quirk: guest kernel mode runs in KVM's instruction emulator, slowly and
   // without some instructions, which the run loop then completes.
   bool emulated_supervisor = false;
+  // Quirk: KVM keeps translations of its own of the guest's page tables, since the
+  // processor's nested ones (EPT, NPT) are missing or turned off. A page table that
+  // changes behind its back, as by a reset, leaves it with wrong ones.
+  bool shadow_paging = false;
   // Quirk: the guest's XSETBV goes past KVM, which puts XCR0 back to what it
   // knows at the next VM exit; the guest then saves and restores less of its
   // vector registers than it believes. QEMU's emulation of SVM, which does not
