@@ -46,6 +46,10 @@ class Thread {
   // InstallKickHandler().
   void Kick() const;
 
+  // Lets the calling thread work in the background: it has its share of the
+  // processors, but does not interrupt a thread that runs (SCHED_BATCH).
+  static void MakeBackground();
+
   // Claims the first SIGRTMIN+n that nobody uses, for the whole process and for
   // good: another copy of this library may have claimed one before. Any thread,
   // any number of times.

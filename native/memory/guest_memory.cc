@@ -99,6 +99,13 @@ Result<std::vector<PageRun>> GuestMemory::WrittenPages() const {
   return ScanPrivatePages(mapping_.data(), bytes_);
 }
 
+void GuestMemory::Populate(const std::vector<PageRun>& pages) const {
+  for (const PageRun& run : pages) {
+    ::madvise(mapping_.data() + run.first * layout::kPageSize, run.count * layout::kPageSize,
+              kMadvPopulateWrite);
+  }
+}
+
 Status GuestMemory::RollBack(const std::vector<PageRun>& written) {
   CHECK(image_ != nullptr);
   if (written.size() > kMaxRunsToDrop) return Map(image_);

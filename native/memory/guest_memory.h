@@ -50,6 +50,9 @@ class GuestMemory {
   Result<std::shared_ptr<const MemoryImage>> Freeze();
   // The pages that were written since Map().
   Result<std::vector<PageRun>> WrittenPages() const;
+  // Makes these pages private ahead of the writes to come, which then cost no fault.
+  // Best effort: without it they do.
+  void Populate(const std::vector<PageRun>& pages) const;
   // Undoes those writes, at a cost that follows their number. Nobody uses the memory
   // meanwhile.
   Status RollBack(const std::vector<PageRun>& written);

@@ -71,8 +71,7 @@ Result<std::shared_ptr<const MemoryImage>> MemoryImage::FromPages(const MemoryIm
                      Mapping::Create(UniqueFd(), pages * kPage, PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, 0));
     TRY(KeepPrivate(image->packed_.data(), image->packed_.size()));
-    // Linux 5.14; without it the copy below faults the pages in.
-    constexpr int kMadvPopulateWrite = 23;
+    // Without it the copy below faults the pages in.
     ::madvise(image->packed_.data(), image->packed_.size(), kMadvPopulateWrite);
     uint8_t* to = image->packed_.data();
     for (const PageRun& run : runs) {

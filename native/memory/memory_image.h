@@ -97,6 +97,9 @@ class MemoryImageReader {
   std::vector<uint8_t> buffer_;
 };
 
+// MADV_POPULATE_WRITE, which came with Linux 5.14 and is not in all headers.
+inline constexpr int kMadvPopulateWrite = 23;
+
 // A memfd of that size for guest RAM, which can neither shrink nor grow: every
 // later access through a mapping is safe from SIGBUS.
 Result<UniqueFd> CreateRamFile(uint64_t bytes);

@@ -108,6 +108,8 @@ class Core {
   // Waits for a freeze that has begun, and leaves the VM frozen. Thread: a job's.
   static Result<Frozen> FreezeVm(const VmEntry& entry, Deadline deadline);
   Result<Workers> AcquireWorkers();
+  static void PostRefill(EventLoop& refills, std::shared_ptr<Snapshot> snapshot,
+                         std::shared_ptr<VmEntry> taken);
   void ReleaseIdleWorkers();
   void Fail(RequestId request, Error error);
   void FailClosed(RequestId request);

@@ -1,4 +1,5 @@
 // The half of Core that makes snapshots, and VMs from them.
+#include <thread>
 #include <utility>
 
 #include "base/clock.h"
@@ -28,17 +29,26 @@ void Drop(std::shared_ptr<Snapshot> snapshot) {
   Reaper::Submit([snapshot = std::move(snapshot)] {});
 }
 
-// Makes ahead what is missing. What fails here, a fork that is asked for fails
-// with as well, and says so.
-void PostRefill(EventLoop& refills, std::shared_ptr<Snapshot> snapshot) {
-  refills.Post([snapshot = std::move(snapshot)]() mutable {
+}  // namespace
+
+// Makes ahead what is missing now that this fork was taken. What fails here, a fork
+// that is asked for fails with as well, and says so.
+void Core::PostRefill(EventLoop& refills, std::shared_ptr<Snapshot> snapshot,
+                      std::shared_ptr<VmEntry> taken) {
+  // For so long its user has the processors for himself.
+  constexpr std::chrono::milliseconds kDelay{2};
+  refills.Post([snapshot = std::move(snapshot), taken = std::move(taken),
+                due = DeadlineIn(kDelay)]() mutable {
+    if (snapshot->NeedsRefill()) std::this_thread::sleep_until(due);
+    if (taken->BeginJob()) {
+      if (taken->vm != nullptr) snapshot->Learn(*taken->vm);
+      taken->EndJob();
+    }
     for (auto more = snapshot->Refill(); more.ok() && more.value(); more = snapshot->Refill()) {
     }
     Drop(std::move(snapshot));
   });
 }
-
-}  // namespace
 
 std::shared_ptr<Snapshot> Core::FindSnapshot(SnapshotId snapshot) {
   const auto found = snapshots_.find(snapshot);
@@ -63,6 +73,7 @@ Result<Core::Workers> Core::AcquireWorkers() {
   }
   if (workers_.refills == nullptr) {
     ASSIGN_OR_RETURN(workers_.refills, SharedLoop("forklet-refill"));
+    workers_.refills->Post([] { Thread::MakeBackground(); });
   }
   return workers_;
 }
@@ -151,7 +162,7 @@ std::optional<ForkTimes> Core::ForkSnapshot(RequestId request, SnapshotId snapsh
     if (auto ready = from->TakeFork()) {
       ready->Adopt(vm, std::move(loop).value(), sink_, std::move(hostname));
       entry->vm = std::move(ready);
-      PostRefill(*workers.value().refills, std::move(from));
+      PostRefill(*workers.value().refills, std::move(from), entry);
       ForkTimes times;
       times.pool = PoolHit::kFork;
       times.shell = times.restored = MonotonicNs() - epoch_ns;
@@ -185,7 +196,7 @@ std::optional<ForkTimes> Core::ForkSnapshot(RequestId request, SnapshotId snapsh
     }
     entry->EndJob();
     if (pool != PoolUse::kNever) {
-      PostRefill(*refills, std::move(from));
+      PostRefill(*refills, std::move(from), std::move(entry));
     } else {
       Drop(std::move(from));
     }

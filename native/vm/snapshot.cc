@@ -13,6 +13,12 @@ constexpr uint64_t kForksBeforeFlattening = 2;
 // Fewer are copied in less time than it takes to map them.
 constexpr uint64_t kPagesWorthFlattening = 16;
 
+// Pages that forks are given before they write them. More than that takes longer to
+// make ready than it saves.
+constexpr uint64_t kMaxWorkingSet = 64;
+// Forks that are looked at until one has written some, and not too many.
+constexpr int kMaxLessons = 8;
+
 template <class T>
 std::unique_ptr<T> Pop(std::vector<std::unique_ptr<T>>& from) {
   if (from.empty()) return nullptr;
@@ -72,6 +78,18 @@ Result<std::unique_ptr<Vm>> Snapshot::Fork(PoolUse pool, uint64_t epoch_ns, Fork
   return vm;
 }
 
+void Snapshot::Learn(const Vm& fork) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!working_set_.empty() || lessons_ == kMaxLessons) return;
+    ++lessons_;
+  }
+  auto written = fork.WrittenPages();
+  if (!written.ok() || CountPages(written.value()) > kMaxWorkingSet) return;
+  std::lock_guard lock(mutex_);
+  working_set_ = std::move(written).value();
+}
+
 void Snapshot::SetForkTarget(size_t count) {
   std::vector<std::unique_ptr<Vm>> surplus;
   std::lock_guard lock(mutex_);
@@ -84,13 +102,20 @@ std::shared_ptr<const VmState> Snapshot::StateToRestore() {
   return flat_state_ != nullptr ? flat_state_ : state_;
 }
 
+bool Snapshot::NeedsRefill() {
+  std::lock_guard lock(mutex_);
+  return forks_.size() < fork_target_ || shells_.size() < shell_target_;
+}
+
 Result<bool> Snapshot::Refill() {
   bool flatten;
   bool fork;
+  std::vector<PageRun> working_set;
   {
     std::lock_guard lock(mutex_);
     fork = forks_.size() < fork_target_;
     if (!fork && shells_.size() >= shell_target_) return false;
+    if (fork) working_set = working_set_;
     flatten = flat_state_ == nullptr && state_->memory->packed_pages() >= kPagesWorthFlattening &&
               (forked_ >= kForksBeforeFlattening || fork_target_ >= kForksBeforeFlattening);
   }
@@ -101,7 +126,10 @@ Result<bool> Snapshot::Refill() {
     flat_state_ = std::make_shared<const VmState>(std::move(flat));
   }
   ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, CreateShell());
-  if (fork) TRY(vm->Restore(StateToRestore()));
+  if (fork) {
+    TRY(vm->Restore(StateToRestore()));
+    vm->Populate(working_set);
+  }
   std::lock_guard lock(mutex_);
   // Closed, or asked for less, in the meantime: this one goes again.
   auto& pool = fork ? forks_ : shells_;

@@ -45,8 +45,13 @@ class Snapshot {
   // in the times relative to `epoch_ns`.
   Result<std::unique_ptr<Vm>> Fork(PoolUse pool, uint64_t epoch_ns, ForkTimes& times);
 
+  // Learns from a fork that has worked for a moment which pages all of them will
+  // write first: those that are made ahead get theirs before.
+  void Learn(const Vm& fork);
+
   // How many forks are to wait, from now on.
   void SetForkTarget(size_t count);
+  bool NeedsRefill();
   // Makes one of what is missing, forks first. False when nothing is (any more).
   Result<bool> Refill();
   // Drops what was made ahead; nothing more is. Thread: one that may wait.
@@ -76,6 +81,8 @@ class Snapshot {
   size_t shell_target_ = 0;
   uint64_t forked_ = 0;                        // Forks so far
   std::shared_ptr<const VmState> flat_state_;  // Null until flattened
+  std::vector<PageRun> working_set_;           // Empty until learnt
+  int lessons_ = 0;                            // Forks that were looked at
 };
 
 }  // namespace forklet

@@ -185,8 +185,6 @@ Result<std::vector<std::unique_ptr<Vcpu>>> Vm::CreateVcpus(const Kvm& kvm, const
 }
 
 Status Vm::ConnectDevices() {
-  if (devices_connected_) return Ok();
-  devices_connected_ = true;
   TRY(WatchMemory());
   for (VirtioMmio* transport : {vsock_transport_.get(), rng_transport_.get()}) {
     for (uint16_t queue = 0; queue < transport->queue_count(); ++queue) {

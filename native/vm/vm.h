@@ -60,6 +60,10 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
 
   // Puts a frozen state of the same size into a VM that is not entered.
   Status Restore(std::shared_ptr<const VmState> state);
+  // What the VM has written since it was restored. While it runs, some may be missed.
+  Result<std::vector<PageRun>> WrittenPages() const { return memory_.WrittenPages(); }
+  // See GuestMemory; for a restored VM.
+  void Populate(const std::vector<PageRun>& pages) const { memory_.Populate(pages); }
   // Gives a restored VM its name and whoever hears of its events. `hostname`
   // empty: the frozen one's.
   void Adopt(VmId id, std::shared_ptr<EventLoop> loop, std::shared_ptr<EventSink> sink,
@@ -161,7 +165,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
                                                          uint32_t count);
   // Wires the devices to KVM's VM. While nobody uses them.
   Status WireDevices(const VmFd& machine);
-  // Registers the devices with the device thread; nothing when they are.
+  // Registers the devices with the device thread, on which it is called.
   Status ConnectDevices();
   // Has the device thread end the VM when the file behind its memory fails.
   Status WatchMemory();
@@ -256,7 +260,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   std::unique_ptr<Bus> ports_;
   std::vector<std::unique_ptr<Vcpu>> vcpus_;
 
-  bool devices_connected_ = false;  // Thread: whoever enters or shuts down
+  bool devices_connected_ = false;  // Thread: whoever enters, resets or shuts down
   bool shut_down_ = false;
   std::atomic<bool> ended_ = false;
   std::atomic<bool> control_dialled_ = false;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "arch/x86_64/cpu_state.h"
 #include "arch/x86_64/layout.h"
@@ -67,14 +68,24 @@ Status Vm::EnterLocked() {
     std::lock_guard lock(run_mutex_);
     if ((holds_ & static_cast<uint32_t>(Hold::kNotEntered)) == 0) return Ok();
   }
-  TRY(ConnectDevices());
-  if (origin_ != nullptr) {
-    TRY(StartTime(*origin_));
+  const bool restored = origin_ != nullptr;
+  if (restored) TRY(StartTime(*origin_));
+  TRY(RemoveHold(Hold::kNotEntered));
+  // The guest need not wait for its devices: what it tells them meanwhile, their
+  // notifiers keep.
+  const bool connect = !std::exchange(devices_connected_, true);
+  if (!restored && !connect) return Ok();
+  loop_->Post([this, restored, connect] {
+    if (connect) {
+      const Status connected = ConnectDevices();
+      if (!connected.ok()) return End(ExitReason::kHostError, connected.error().Message());
+    }
     // What the restored devices have to tell the guest.
+    if (!restored) return;
     serial_->Kick();
     vsock_transport_->Kick();
-  }
-  return RemoveHold(Hold::kNotEntered);
+  });
+  return Ok();
 }
 
 // Ordering requirement: the VM's clock, then each TSC, then what is computed from
