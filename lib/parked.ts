@@ -1,7 +1,7 @@
 import { observe } from './internal/diagnostics.js';
 import { type CheckedCall, checkCall } from './internal/fork-options.js';
 import type { Guest } from './internal/guest.js';
-import type { ParkedCalls } from './internal/parked-call.js';
+import type { FirstCall, ParkedCalls, PostedCall } from './internal/parked-call.js';
 
 /** Options of `vm.parked.call()`. */
 export interface ParkedCallOptions {
@@ -28,11 +28,15 @@ export class ParkedProgram {
   readonly #first: Promise<Buffer> | undefined;
 
   /** @internal */
-  constructor(guest: Pick<Guest, 'id' | 'parentId' | 'owner'>, calls: ParkedCalls, input?: Buffer) {
+  constructor(
+    guest: Pick<Guest, 'id' | 'parentId' | 'owner'>,
+    calls: ParkedCalls,
+    first?: FirstCall,
+  ) {
     this.#guest = guest;
     this.#calls = calls;
-    if (input === undefined) return;
-    this.#first = this.#call(checkCall(input, undefined));
+    if (first === undefined) return;
+    this.#first = this.#call(first.call, first.posted);
     // Nobody has to ask for it.
     this.#first.catch(() => {});
   }
@@ -61,7 +65,7 @@ export class ParkedProgram {
     return await this.#call(checkCall(input, options));
   }
 
-  async #call(call: CheckedCall): Promise<Buffer> {
+  async #call(call: CheckedCall, posted?: PostedCall): Promise<Buffer> {
     const { timeoutMs, maxBytes } = call;
     const inputBytes = call.input.length;
     const observation = observe('parked', this.#guest, 'parked.call', () => ({
@@ -70,7 +74,7 @@ export class ParkedProgram {
       maxBytes,
     }));
     try {
-      const answer = await this.#calls.call(call);
+      const answer = await this.#calls.call(call, posted);
       observation.succeed({ bytes: answer.length });
       return answer;
     } catch (error) {

@@ -12,7 +12,7 @@ import { checkSnapshot } from './internal/fork-options.js';
 import { freeze } from './internal/freeze.js';
 import type { Guest } from './internal/guest.js';
 import { newId } from './internal/ids.js';
-import { ParkedCalls } from './internal/parked-call.js';
+import { type FirstCall, ParkedCalls } from './internal/parked-call.js';
 import { prepareBoot } from './internal/prepare-boot.js';
 import { checkText, show } from './internal/validate.js';
 import { type SessionObserver, VmSession } from './internal/vm-session.js';
@@ -138,7 +138,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   readonly #observer: SessionObserver;
   #closed: Promise<void> | undefined;
 
-  private constructor(session: VmSession, input?: Buffer) {
+  private constructor(session: VmSession, first?: FirstCall) {
     super();
     const { id, parentId, env, timings } = session;
     if (timings === undefined) throw new TypeError('A VM comes from Vm.create() or fork()');
@@ -157,7 +157,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       nextCommandId: () => session.nextCommandId(),
     };
     this.fs = new GuestFs(this.#guest);
-    this.parked = new ParkedProgram(this.#guest, new ParkedCalls(session), input);
+    this.parked = new ParkedProgram(this.#guest, new ParkedCalls(session), first);
     this.#observer = {
       onConsole: (data) => this.#emit('console', Buffer.from(data)),
       onExit: (exit) => this.#emit('exit', exit),
@@ -167,8 +167,8 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   }
 
   /** @internal */
-  static of(session: VmSession, input?: Buffer): Vm {
-    return new Vm(session, input);
+  static of(session: VmSession, first?: FirstCall): Vm {
+    return new Vm(session, first);
   }
 
   /** @internal */
@@ -216,7 +216,7 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       const core = Core.get();
       const { kernelPath, initramfs } = await prepareBoot(checked);
       const env = { ...DEFAULT_ENVIRONMENT, ...checked.env };
-      const session = new VmSession(core, {
+      const session = new VmSession(core, core.newVm(), {
         id,
         parentId: null,
         env,

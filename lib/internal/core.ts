@@ -58,11 +58,14 @@ export class Core implements LoopHold {
     this.native.unref();
   }
 
-  /** Registers a VM's listener; the number names the VM in every later call. */
-  add(listener: VmListener): number {
-    const vm = ++this.#lastVm;
+  /** A number that names a VM in every later call. */
+  newVm(): number {
+    return ++this.#lastVm;
+  }
+
+  /** Registers a VM's listener, in the tick in which the VM is first asked for. */
+  listen(vm: number, listener: VmListener): void {
     this.#listeners.set(vm, listener);
-    return vm;
   }
 
   remove(vm: number): void {

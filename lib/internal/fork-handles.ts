@@ -8,7 +8,6 @@ import { checkForkLimits } from './fork-limits.js';
 import { type CheckedFork, checkFork, checkForkCount } from './fork-options.js';
 import { newId } from './ids.js';
 import type { SnapshotCore } from './snapshot-core.js';
-import type { VmSession } from './vm-session.js';
 
 /** What is forked. */
 export interface ForkParent {
@@ -31,8 +30,7 @@ async function makeOne(parent: ForkParent, options: ForkOptions | undefined): Pr
   const id = newId('vm');
   const observation = observe('fork', { id, parentId: parent.id }, 'fork', () => describe(checked));
   return await observed(observation, async () => {
-    const [session] = await makeSessions(parent, [id], checked, startedAt);
-    const vm = Vm.of(session as VmSession, checked.input);
+    const [vm] = (await makeVms(parent, [id], checked, startedAt)) as [Vm];
     return { value: vm, result: { ...vm.timings } };
   });
 }
@@ -64,21 +62,21 @@ async function makeMany(
   return await observed(observation, async () => {
     await checkForkLimits(checkedCount, parent.vcpus);
     const ids = Array.from({ length: checkedCount }, () => newId('vm'));
-    const sessions = await makeSessions(parent, ids, checked, startedAt);
-    const vms = sessions.map((session) => Vm.of(session, checked.input));
+    const vms = await makeVms(parent, ids, checked, startedAt);
     return { value: vms, result: { vmIds: ids } };
   });
 }
 
-async function makeSessions(
+async function makeVms(
   parent: ForkParent,
   ids: readonly string[],
   options: CheckedFork,
   startedAt: number,
-): Promise<VmSession[]> {
+): Promise<Vm[]> {
   const snapshot = await parent.hold(options);
   try {
-    return await fork(snapshot, ids, { options, parentId: parent.id, startedAt });
+    const forks = await fork(snapshot, ids, { options, parentId: parent.id, startedAt });
+    return forks.map(({ session, first }) => Vm.of(session, first));
   } finally {
     await snapshot.release();
   }

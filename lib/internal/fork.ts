@@ -1,6 +1,7 @@
 import { AbortError, VmError } from '../errors.js';
 import type { NativeForkTimes } from '../native.js';
-import type { CheckedFork } from './fork-options.js';
+import { type CheckedFork, checkCall } from './fork-options.js';
+import { type FirstCall, postCall } from './parked-call.js';
 import type { SnapshotCore } from './snapshot-core.js';
 import { VmSession } from './vm-session.js';
 import { Wait } from './wait.js';
@@ -13,6 +14,12 @@ export interface ForkRequest {
   readonly startedAt: number;
 }
 
+/** A VM that was made, and the call that it was made with. */
+export interface Fork {
+  readonly session: VmSession;
+  readonly first: FirstCall | undefined;
+}
+
 /**
  * Makes VMs from a snapshot, restored and not entered: all of them, or none if one fails.
  *
@@ -23,7 +30,7 @@ export async function fork(
   snapshot: SnapshotCore,
   ids: readonly string[],
   request: ForkRequest,
-): Promise<VmSession[]> {
+): Promise<Fork[]> {
   const { signal, timeoutMs } = request.options;
   if (signal?.aborted) throw new AbortError(signal.reason);
   let wait: Wait | undefined;
@@ -38,7 +45,7 @@ export async function fork(
     const failure = outcomes.find((outcome) => outcome.status === 'rejected');
     if (failure === undefined) return await Promise.all(forks);
     const made = outcomes.flatMap((outcome) =>
-      outcome.status === 'fulfilled' ? [outcome.value.close()] : [],
+      outcome.status === 'fulfilled' ? [outcome.value.session.close()] : [],
     );
     await Promise.allSettled(made);
     throw failure.reason;
@@ -53,11 +60,19 @@ async function forkOne(
   id: string,
   { options, parentId, startedAt }: ForkRequest,
   waiting: () => Wait,
-): Promise<VmSession> {
+): Promise<Fork> {
   const { core, info, vm: state } = snapshot;
   const { pool, hostname } = options;
+  const vm = core.newVm();
+  const postedAt = performance.now();
+  const answer = core.requestUnlessNow<NativeForkTimes>((request) =>
+    core.native.forkSnapshot(request, snapshot.number, vm, pool, hostname ?? ''),
+  );
+  // The core, and where it can the guest, are at work while the rest is made here.
+  const first = firstCall(snapshot, vm, options, !(answer instanceof Promise));
   const session = new VmSession(
     core,
+    vm,
     {
       id,
       parentId,
@@ -69,10 +84,6 @@ async function forkOne(
     { snapshot, options },
   );
   try {
-    const postedAt = performance.now();
-    const answer = core.requestUnlessNow<NativeForkTimes>((id) =>
-      core.native.forkSnapshot(id, snapshot.number, session.vm, pool, hostname ?? ''),
-    );
     const times = answer instanceof Promise ? await waiting().race(answer) : answer;
     session.timings = {
       pool: times.pool,
@@ -81,11 +92,27 @@ async function forkOne(
       restoreMs: (times.restored - times.shell) / 1e6,
       totalMs: performance.now() - startedAt,
     };
-    return session;
+    return { session, first };
   } catch (error) {
     await session.close();
     throw error;
   }
+}
+
+/** The call of the fork's input, given to the core if there is a VM and nobody else comes first. */
+function firstCall(
+  { core, at }: SnapshotCore,
+  vm: number,
+  { input, unique }: CheckedFork,
+  isThere: boolean,
+): FirstCall | undefined {
+  if (input === undefined) return undefined;
+  const call = checkCall(input, undefined);
+  const goesFirst = isThere && at === 'program' && unique === 'program';
+  return {
+    call,
+    posted: goesFirst ? postCall(core, vm, call.input, call.maxBytes) : undefined,
+  };
 }
 
 function forkTimeout(timeoutMs: number): VmError {

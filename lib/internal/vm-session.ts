@@ -88,8 +88,9 @@ export class VmSession implements VmListener {
   #releasing: Promise<void> | undefined;
   #holdsLoop = false;
 
-  constructor(core: Core, init: SessionInit, origin?: SessionOrigin) {
+  constructor(core: Core, vm: number, init: SessionInit, origin?: SessionOrigin) {
     this.core = core;
+    this.vm = vm;
     this.id = init.id;
     this.parentId = init.parentId;
     this.env = init.env;
@@ -100,7 +101,7 @@ export class VmSession implements VmListener {
     // First, since it is what can fail.
     origin?.snapshot.acquire();
     this.#origin = origin;
-    this.vm = core.add(this);
+    core.listen(vm, this);
     this.#agent = this.#connect(origin?.snapshot.vm.agent);
     if (origin !== undefined) {
       this.#connection = origin.snapshot.info.connection;

@@ -41,7 +41,8 @@ describe.runIf(hasKvm)('what a program says behind its park', () => {
   test('reaches the host after the news of its freeze, so that a fork says it as well', async () => {
     const core = Core.get();
     const parent = new Console();
-    const vm = core.add(parent);
+    const vm = core.newVm();
+    core.listen(vm, parent);
     await core.request((id) =>
       core.native.createVm(id, vm, {
         memoryBytes: 32 * MiB,
@@ -62,7 +63,8 @@ describe.runIf(hasKvm)('what a program says behind its park', () => {
         () => parent.numbers.length,
       );
       const fork = new Console();
-      const forked = core.add(fork);
+      const forked = core.newVm();
+      core.listen(forked, fork);
       await core.requestUnlessNow((id) =>
         core.native.forkSnapshot(id, snapshot, forked, 'never', ''),
       );
