@@ -10,7 +10,7 @@
 import { comparePrewarmedCall } from './support/parked.mjs';
 
 // Of its own; with its stack, the exchange and what the host writes at entry, 16.
-const PAGES = 12;
+const PAGES = 8;
 const PAGE_BYTES = 4096;
 
 export async function run(bench) {
