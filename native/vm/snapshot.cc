@@ -128,7 +128,7 @@ Result<bool> Snapshot::Refill() {
   ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm, CreateShell());
   if (fork) {
     TRY(vm->Restore(StateToRestore()));
-    vm->Populate(working_set);
+    TRY(vm->Prepare(working_set));
   }
   std::lock_guard lock(mutex_);
   // Closed, or asked for less, in the meantime: this one goes again.

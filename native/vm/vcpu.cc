@@ -64,18 +64,26 @@ Vcpu::~Vcpu() {
   Join();
 }
 
+Status Vcpu::Prepare() {
+  std::lock_guard lock(mutex_);
+  return mode_ == Mode::kHold ? StartThread() : Ok();
+}
+
+Status Vcpu::StartThread() {
+  if (thread_.joinable()) return Ok();
+  TRY(Thread::InstallKickHandler());
+  // Opened now: like every vCPU request, this one would wait for KVM_RUN to
+  // return, which for an idle guest is for ever.
+  if (auto stats = fd_.OpenStats(); stats.ok()) stats_ = std::move(stats).value();
+  ASSIGN_OR_RETURN(thread_, Thread::Start("forklet-vcpu" + std::to_string(id_), [this] { Run(); }));
+  running_ = true;
+  return Ok();
+}
+
 Status Vcpu::Release() {
   std::lock_guard lock(mutex_);
   if (mode_ != Mode::kHold) return Ok();
-  if (!thread_.joinable()) {
-    TRY(Thread::InstallKickHandler());
-    // Opened now: like every vCPU request, this one would wait for KVM_RUN to
-    // return, which for an idle guest is for ever.
-    if (auto stats = fd_.OpenStats(); stats.ok()) stats_ = std::move(stats).value();
-    ASSIGN_OR_RETURN(thread_,
-                     Thread::Start("forklet-vcpu" + std::to_string(id_), [this] { Run(); }));
-    running_ = true;
-  }
+  TRY(StartThread());
   mode_ = Mode::kRun;
   attention_.store(false);
   fd_.ClearExitRequest();

@@ -38,8 +38,8 @@ struct VcpuContext {
 
 // A vCPU and its thread: enters the guest and answers its VM exits.
 //
-// It stands still until it is released. The thread is made at the first release,
-// and is the only one that ever calls KVM_RUN.
+// It stands still until it is released. The thread is made at the first release, or
+// ahead of it, and is the only one that ever calls KVM_RUN.
 //
 // Owner: Vm. Thread: any.
 class Vcpu {
@@ -58,6 +58,8 @@ class Vcpu {
   // first release.
   const UniqueFd& stats() const { return stats_; }
 
+  // Makes the thread ahead of the first release.
+  Status Prepare();
   // Lets the vCPU enter the guest; creates its thread when there is none.
   Status Release();
   // Makes the vCPU leave the guest and stand still, with no access to a device
@@ -91,6 +93,8 @@ class Vcpu {
   enum class Next : uint8_t { kEnter, kStop };
   enum class Mode : uint8_t { kRun, kHold, kStop };
 
+  // Under mutex_.
+  Status StartThread();
   void Run();
   void RunUntilStopped();
   // Waits while the vCPU is held, but not before KVM has taken the answer to its

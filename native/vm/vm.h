@@ -62,8 +62,9 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   Status Restore(std::shared_ptr<const VmState> state);
   // What the VM has written since it was restored. While it runs, some may be missed.
   Result<std::vector<PageRun>> WrittenPages() const { return memory_.WrittenPages(); }
-  // See GuestMemory; for a restored VM.
-  void Populate(const std::vector<PageRun>& pages) const { memory_.Populate(pages); }
+  // Has a restored VM make ready what its first entry needs: threads, and these
+  // pages, which it is expected to write.
+  Status Prepare(const std::vector<PageRun>& working_set) const;
   // Gives a restored VM its name and whoever hears of its events. `hostname`
   // empty: the frozen one's.
   void Adopt(VmId id, std::shared_ptr<EventLoop> loop, std::shared_ptr<EventSink> sink,

@@ -58,6 +58,12 @@ void Vm::RequestStop() {
   for (const auto& vcpu : vcpus_) vcpu->RequestStop();
 }
 
+Status Vm::Prepare(const std::vector<PageRun>& working_set) const {
+  memory_.Populate(working_set);
+  for (const auto& vcpu : vcpus_) TRY(vcpu->Prepare());
+  return Ok();
+}
+
 Status Vm::Enter() {
   std::lock_guard lock(park_mutex_);
   return EnterLocked();
