@@ -22,10 +22,12 @@ SnapshotInfo Describe(const VmState& state) {
   return info;
 }
 
-// A snapshot's last owner may be a worker's task, but its release takes its time,
-// and may be that of the worker itself.
+// Lets go of a snapshot. A worker's task may be its last owner, but its release
+// takes its time, and may be that of the worker itself.
 void Drop(std::shared_ptr<Snapshot> snapshot) {
-  if (snapshot == nullptr) return;
+  // As a rule it is not. Should the others let go at this very moment, the worker
+  // takes the time.
+  if (snapshot == nullptr || snapshot.use_count() > 1) return;
   Reaper::Submit([snapshot = std::move(snapshot)] {});
 }
 
@@ -260,18 +262,14 @@ void Core::ResetVm(RequestId request, VmId vm, SnapshotId snapshot) {
   auto begun = entry->vm->BeginReset(*state);
   if (!begun.ok()) return answer(std::move(begun));
   // Lifetime of jobs_: the core waits for the entry's jobs, of which this is one.
-  entry->vm->TryReset(state, [entry, to = std::move(to), state, answer,
-                              jobs = &jobs_](std::optional<Status> done) mutable {
-    if (!done) {
-      auto started = jobs->Start("forklet-reset", [entry, to, state, answer]() mutable {
-        answer(entry->vm->Reset(to->kvm(), state));
-        Drop(std::move(to));
+  entry->vm->TryReset(
+      state, [entry, kvm = to->kvm(), state, answer, jobs = &jobs_](std::optional<Status> done) {
+        if (done) return answer(std::move(*done));
+        auto started = jobs->Start("forklet-reset", [entry, kvm, state, answer] {
+          answer(entry->vm->Reset(*kvm, state));
+        });
+        if (!started.ok()) answer(std::move(started));
       });
-      if (!started.ok()) done = std::move(started);
-    }
-    if (done) answer(std::move(*done));
-    Drop(std::move(to));
-  });
 }
 
 std::shared_ptr<std::atomic<bool>> Core::AddCancelFlag(RequestId request) {

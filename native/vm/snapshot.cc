@@ -56,7 +56,7 @@ std::unique_ptr<Vm> Snapshot::TakeFork() {
 }
 
 Result<std::unique_ptr<Vm>> Snapshot::CreateShell() const {
-  return Vm::CreateShell(kvm_, host_, *state_);
+  return Vm::CreateShell(*kvm_, host_, *state_);
 }
 
 Result<std::unique_ptr<Vm>> Snapshot::Fork(PoolUse pool, uint64_t epoch_ns, ForkTimes& times) {

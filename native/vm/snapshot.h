@@ -34,7 +34,7 @@ class Snapshot {
 
   const std::shared_ptr<const VmState>& state() const { return state_; }
   const std::string& kvm_path() const { return kvm_path_; }
-  const Kvm& kvm() const { return kvm_; }
+  const std::shared_ptr<const Kvm>& kvm() const { return kvm_; }
 
   // The same to restore from: with its memory flattened once that has paid.
   std::shared_ptr<const VmState> StateToRestore();
@@ -61,14 +61,14 @@ class Snapshot {
   Snapshot(std::string kvm_path, Kvm kvm, std::shared_ptr<const HostProfile> host,
            std::shared_ptr<const VmState> state)
       : kvm_path_(std::move(kvm_path)),
-        kvm_(std::move(kvm)),
+        kvm_(std::make_shared<const Kvm>(std::move(kvm))),
         host_(std::move(host)),
         state_(std::move(state)) {}
 
   Result<std::unique_ptr<Vm>> CreateShell() const;
 
   const std::string kvm_path_;
-  const Kvm kvm_;
+  const std::shared_ptr<const Kvm> kvm_;
   const std::shared_ptr<const HostProfile> host_;
   const std::shared_ptr<const VmState> state_;
 

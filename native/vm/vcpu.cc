@@ -111,11 +111,6 @@ bool Vcpu::WaitHeld(Deadline deadline) {
   return changed_.wait_until(lock, deadline, [this] { return held_ || !running_; });
 }
 
-bool Vcpu::IsHeld() const {
-  std::lock_guard lock(mutex_);
-  return held_ || !running_;
-}
-
 void Vcpu::RequestStop() {
   std::lock_guard lock(mutex_);
   if (mode_ != Mode::kStop) Interrupt(Mode::kStop);

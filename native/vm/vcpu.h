@@ -69,8 +69,6 @@ class Vcpu {
   // as it does for a guest inside an endless string instruction. Not on the
   // vCPU's own thread.
   [[nodiscard]] bool WaitHeld(Deadline deadline);
-  // Whether it stands still now, or has ended, or was never released.
-  bool IsHeld() const;
   // Makes the thread leave the guest and end; does not wait for it.
   void RequestStop();
   void Join();

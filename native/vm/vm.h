@@ -180,8 +180,11 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   Status ReleaseVcpus();
   [[nodiscard]] bool WaitHeld(Deadline deadline);
   Status StartTime(const VmState& state);
-  // Enter(), under park_mutex_.
+  // Enter(), under park_mutex_, and its halves: time starts, if it has not; the vCPUs
+  // and the devices do.
   Status EnterLocked();
+  Result<bool> BeginEntry();
+  Status EndEntry();
   // The vCPU whose thread this is.
   uint32_t CurrentVcpu() const;
 
@@ -207,9 +210,11 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   Status RebuildMachine(const Kvm& kvm);
 
   // Programs (vm_program.cc). All under park_mutex_.
-  void OnProgramParked();
+  // The answer to the last request, if parking is one.
+  std::optional<Event> OnProgramParked();
+  Status CallParked();
   void HandOver();
-  void FinishCall();
+  Event FinishCall();
   void FailCall(ErrorCode code, std::string detail);
   Status YieldLocked();
   // What the program finds when it leaves its park.
@@ -291,6 +296,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   std::atomic<bool> yield_due_ = false;
   uint64_t sequence_ = 0;    // Of the last request that a program was given
   bool answer_due_ = false;  // It has not answered that one yet
+  bool kick_due_ = false;    // The restored devices have something to tell the guest
   GuestIdentity identity_;
   std::shared_ptr<const VmState> origin_;  // Restored last; null for a VM that was booted
 };

@@ -208,6 +208,8 @@ Status Vm::RestoreMachine(std::shared_ptr<const VmState> state) {
   program_ = state->place == ParkPlace::kProgram ? Program::kParked : Program::kRunning;
   answer_due_ = false;
   yield_due_ = false;
+  kick_due_ = vsock_->has_output() || state->devices.vsock_transport.interrupt_status != 0 ||
+              state->devices.rng_transport.interrupt_status != 0;
   identity_ = {};
   origin_ = std::move(state);
   return Ok();

@@ -33,33 +33,44 @@ std::string Printable(const Bytes& bytes) {
 }  // namespace
 
 void Vm::OnPark(ParkPlace place) {
-  std::lock_guard lock(park_mutex_);
-  if (place == ParkPlace::kProgram) return OnProgramParked();
-  if (!freezer_ || freezer_->place != ParkPlace::kAgent || freezer_->parked) return;
-  parked_vcpu_ = CurrentVcpu();
-  freezer_->parked = true;
-  AddHold(Hold::kFreezing);
-  parked_.notify_all();
+  std::optional<Event> answer;
+  {
+    std::lock_guard lock(park_mutex_);
+    if (place == ParkPlace::kProgram) {
+      answer = OnProgramParked();
+    } else if (freezer_ && freezer_->place == ParkPlace::kAgent && !freezer_->parked) {
+      parked_vcpu_ = CurrentVcpu();
+      freezer_->parked = true;
+      AddHold(Hold::kFreezing);
+      parked_.notify_all();
+    }
+  }
+  // Last, since whoever gets it may ask for more at once.
+  if (answer) sink_->Deliver(*std::move(answer));
 }
 
-void Vm::OnProgramParked() {
+std::optional<Event> Vm::OnProgramParked() {
   parked_vcpu_ = CurrentVcpu();
   program_ = Program::kParked;
   // Parking is the answer to the request before, if it still has a caller.
   const bool answered = std::exchange(answer_due_, false);
-  if (answered && call_ && call_->handed_over) FinishCall();
+  std::optional<Event> answer;
+  if (answered && call_ && call_->handed_over) answer = FinishCall();
   if (freezer_ && freezer_->place == ParkPlace::kProgram && !freezer_->parked) {
     freezer_->parked = true;
     AddHold(Hold::kFreezing);
     AddHold(Hold::kStanding);
     parked_.notify_all();
-    return;
+  } else if (call_) {
+    HandOver();
+  } else if (answered && !freezer_ && !yield_due_.load()) {
+    AddHold(Hold::kStanding);
+  } else {
+    yield_due_ = false;
+    program_ = Program::kWaiting;
+    Command(ExchangeCommand::kYield);
   }
-  if (call_) return HandOver();
-  if (answered && !freezer_ && !yield_due_.load()) return AddHold(Hold::kStanding);
-  yield_due_ = false;
-  program_ = Program::kWaiting;
-  Command(ExchangeCommand::kYield);
+  return answer;
 }
 
 void Vm::OnProgramGone() {
@@ -92,11 +103,7 @@ void Vm::CallProgram(RequestId request, Bytes input, uint64_t max_bytes) {
     }
     call_.emplace(Call{request, std::move(input), max_bytes});
     if (program_ == Program::kParked) {
-      // A fork that is entered now finds its request in place.
-      AddHold(Hold::kStanding);
-      entered = EnterLocked();
-      HandOver();
-      if (entered.ok()) entered = RemoveHold(Hold::kStanding);
+      entered = CallParked();
     } else {
       // A fork frozen elsewhere has to run before anybody can park.
       entered = EnterLocked();
@@ -104,6 +111,13 @@ void Vm::CallProgram(RequestId request, Bytes input, uint64_t max_bytes) {
     }
   }
   if (!entered.ok()) End(ExitReason::kHostError, entered.error().Message());
+}
+
+Status Vm::CallParked() {
+  // A fork that is entered now finds its request in place.
+  ASSIGN_OR_RETURN(const bool entering, BeginEntry());
+  HandOver();
+  return entering ? EndEntry() : RemoveHold(Hold::kStanding);
 }
 
 void Vm::CancelCall(RequestId request) {
@@ -158,11 +172,11 @@ void Vm::HandOver() {
   CHECK(memory_.Write(kExchangeData, call_->input));
 }
 
-void Vm::FinishCall() {
+Event Vm::FinishCall() {
   const Call call = std::move(*call_);
   call_.reset();
   const auto fail = [&](std::string detail) {
-    sink_->Deliver(Failed{call.request, {ErrorCode::kProgram, 0, {}, std::move(detail)}});
+    return Failed{call.request, {ErrorCode::kProgram, 0, {}, std::move(detail)}};
   };
   // Read once; the program may write on, should it have more threads than one.
   Exchange exchange;
@@ -178,7 +192,7 @@ void Vm::FinishCall() {
     return fail("the guest's program answered " + std::to_string(answer.size()) +
                 " bytes, more than the " + std::to_string(call.max_bytes) + " asked for");
   }
-  sink_->Deliver(Done{call.request, std::move(answer)});
+  return Done{call.request, std::move(answer)};
 }
 
 void Vm::FailCall(ErrorCode code, std::string detail) {

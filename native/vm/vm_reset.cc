@@ -11,6 +11,9 @@ namespace {
 // As in vm_freeze.cc: a vCPU that is to stand still does so within microseconds.
 constexpr std::chrono::seconds kHoldTime{5};
 
+// A vCPU whose program is at its park has to complete one access.
+constexpr std::chrono::milliseconds kMomentToStand{1};
+
 // What is undone in one turn of the device thread, which serves other VMs too.
 constexpr uint64_t kMaxTurnPages = 64;
 
@@ -37,9 +40,12 @@ void Vm::TryReset(std::shared_ptr<const VmState> state,
 }
 
 std::optional<Status> Vm::ResetInTurn(const std::shared_ptr<const VmState>& state) {
-  const bool held =
-      std::all_of(vcpus_.begin(), vcpus_.end(), [](const auto& vcpu) { return vcpu->IsHeld(); });
-  if (!held || state->memory != memory_.image() || MayHaveStaleTranslations(*state)) return {};
+  {
+    std::lock_guard lock(park_mutex_);
+    if (program_ != Program::kParked) return {};
+  }
+  if (!WaitHeld(DeadlineIn(kMomentToStand))) return {};
+  if (state->memory != memory_.image() || MayHaveStaleTranslations(*state)) return {};
   const auto written = memory_.WrittenPages();
   if (!written.ok()) return Status(written.error());
   if (CountPages(written.value()) > kMaxTurnPages) return {};

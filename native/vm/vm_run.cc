@@ -70,26 +70,35 @@ Status Vm::Enter() {
 }
 
 Status Vm::EnterLocked() {
+  ASSIGN_OR_RETURN(const bool entering, BeginEntry());
+  return entering ? EndEntry() : Ok();
+}
+
+Result<bool> Vm::BeginEntry() {
   {
     std::lock_guard lock(run_mutex_);
-    if ((holds_ & static_cast<uint32_t>(Hold::kNotEntered)) == 0) return Ok();
+    if ((holds_ & static_cast<uint32_t>(Hold::kNotEntered)) == 0) return false;
   }
-  const bool restored = origin_ != nullptr;
-  if (restored) TRY(StartTime(*origin_));
+  if (origin_ != nullptr) TRY(StartTime(*origin_));
+  return true;
+}
+
+Status Vm::EndEntry() {
+  if (origin_ != nullptr) serial_->Kick();
   TRY(RemoveHold(Hold::kNotEntered));
-  // The guest need not wait for its devices: what it tells them meanwhile, their
-  // notifiers keep.
   const bool connect = !std::exchange(devices_connected_, true);
-  if (!restored && !connect) return Ok();
-  loop_->Post([this, restored, connect] {
+  const bool kick = std::exchange(kick_due_, false);
+  if (!connect && !kick) return Ok();
+  // Behind the vCPUs, which are waited for: what the guest tells its devices
+  // meanwhile, their notifiers keep.
+  loop_->Post([this, connect, kick] {
     if (connect) {
       const Status connected = ConnectDevices();
       if (!connected.ok()) return End(ExitReason::kHostError, connected.error().Message());
     }
-    // What the restored devices have to tell the guest.
-    if (!restored) return;
-    serial_->Kick();
+    if (!kick) return;
     vsock_transport_->Kick();
+    rng_transport_->Kick();
   });
   return Ok();
 }

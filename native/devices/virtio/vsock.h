@@ -140,6 +140,8 @@ class VsockDevice final : public VirtioDevice {
   // transport's Kick.
   Status Restore(const State& state);
 
+  // Whether something waits to be sent to the guest.
+  bool has_output() const { return !resets_.empty() || !ready_.empty(); }
   size_t connection_count() const { return connections_.size(); }
   const Counters& counters() const { return counters_; }
 
