@@ -1,15 +1,16 @@
 // Lives through a freeze: looks at CLOCK_MONOTONIC again and again, and watches
 // /run/forklet/generation by inotify. Answers each piece of input with a line
 //
-//   NOW BACKWARDS CHANGES GENERATION
+//   NOW BACKWARDS CHANGES REALTIME GENERATION
 //
 // the clock in nanoseconds, how often it has gone back, whether the file was changed since the
-// start (0 or 1), and what is in it.
+// start (0 or 1), CLOCK_REALTIME in nanoseconds, and what is in the file.
 #include <stdint.h>
 
 #include "start.h"
 
-enum { O_RDONLY = 0, POLLIN = 1, IN_MODIFY = 2, CLOCK_MONOTONIC = 1, PAUSE_MS = 20 };
+enum { O_RDONLY = 0, POLLIN = 1, IN_MODIFY = 2, PAUSE_MS = 20 };
+enum { CLOCK_REALTIME = 0, CLOCK_MONOTONIC = 1 };
 
 static const char kGeneration[] = "/run/forklet/generation";
 
@@ -24,10 +25,14 @@ struct pollfd {
 
 static long last, backwards;
 
-static void look_at_clock(void) {
+static long read_clock(int clock) {
   struct timespec now;
-  if (call3(SYS_CLOCK_GETTIME, CLOCK_MONOTONIC, (long)&now, 0) < 0) finish(3);
-  const long ns = now.seconds * 1000000000 + now.nanoseconds;
+  if (call3(SYS_CLOCK_GETTIME, clock, (long)&now, 0) < 0) finish(3);
+  return now.seconds * 1000000000 + now.nanoseconds;
+}
+
+static void look_at_clock(void) {
+  const long ns = read_clock(CLOCK_MONOTONIC);
   if (ns < last) backwards++;
   last = ns;
 }
@@ -38,7 +43,8 @@ static void answer(int changed) {
   if (fd < 0 || call3(SYS_READ, fd, (long)generation, sizeof(generation) - 1) <= 0) finish(4);
   call3(SYS_CLOSE, fd, 0, 0);
   say_number(last), say(" "), say_number(backwards), say(" ");
-  say_number(changed), say(" "), say(generation);
+  say_number(changed), say(" "), say_number(read_clock(CLOCK_REALTIME)), say(" ");
+  say(generation);
 }
 
 int guest_main(int argc, char** argv) {
