@@ -56,16 +56,6 @@ export default defineConfig({
           sequence: { groupOrder: 2 },
         },
       },
-      // Many forks at work at once: minutes where guest kernel code is emulated, and so not a part of
-      // `npm test`.
-      {
-        test: {
-          ...kvm,
-          name: 'contract',
-          include: ['test/contract/**/*.test.ts'],
-          sequence: { groupOrder: 5 },
-        },
-      },
       // What our hosts without VMX and SVM cannot run at all; the svm lane can.
       {
         test: {
