@@ -25,7 +25,13 @@ std::shared_ptr<EventQueue> EventQueue::Create(Napi::Env env, Napi::Function on_
 
 bool EventQueue::AppendToConsole(const Event& event) {
   const auto* output = std::get_if<ConsoleOutput>(&event);
-  if (output == nullptr) return false;
+  if (output == nullptr) {
+    // What comes behind an answer stays there: it may say what came before it.
+    if (std::holds_alternative<Done>(event) || std::holds_alternative<Failed>(event)) {
+      console_.clear();
+    }
+    return false;
+  }
   const auto found = console_.find(output->vm);
   if (found == console_.end()) {
     console_.emplace(output->vm, events_.size());

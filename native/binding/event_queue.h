@@ -16,7 +16,7 @@ namespace forklet::binding {
 // by the time that it runs.
 //
 // What gathers is bounded: vsock data by its credit, the console by
-// kMaxConsoleBytes a VM, everything else by the requests made.
+// kMaxConsoleBytes a VM between two answers, everything else by the requests made.
 //
 // Owner: shared by the core's threads and the CoreWrap. Thread: Deliver from
 // any, the rest from JavaScript's.
@@ -45,7 +45,7 @@ class EventQueue final : public EventSink {
   napi_threadsafe_function function_ = nullptr;  // Under mutex_; null when detached
   bool scheduled_ = false;                       // Under mutex_
   std::vector<Event> events_;                    // Under mutex_
-  // Under mutex_: where in events_ a VM's latest console output lies.
+  // Under mutex_: where in events_ a VM's console output lies that more is added to.
   std::unordered_map<VmId, size_t> console_;
 };
 

@@ -4,6 +4,9 @@ import { Core, type VmListener } from '../../lib/internal/core.js';
 import { hasKvm } from '../helpers/has-kvm.js';
 import { TinyKernels } from '../helpers/tiny-kernel.js';
 
+/** The guest is ahead of the news in some of a hundred, if it can be. */
+const ROUNDS = 100;
+
 /** Stands at its park, writes the next number to the serial port, and so on. */
 const COUNTER = Buffer.from([
   // xor ebx, ebx; mov edi, 0xd0000010; mov dx, 0x3f8
@@ -12,19 +15,21 @@ const COUNTER = Buffer.from([
   0x8b, 0x07, 0x88, 0xd8, 0xee, 0xfe, 0xc3, 0xeb, 0xf7,
 ]);
 
-/** Collects the numbers. */
+/** Remembers the first number and the last; of a flood, those in between may be lost. */
 class Console implements VmListener {
-  readonly numbers: number[] = [];
+  last: number | undefined;
+  #first: number | undefined;
   #onNumber: () => void = () => {};
 
   onConsole(data: Uint8Array): void {
-    this.numbers.push(...data);
+    this.#first ??= data[0];
+    this.last = data.at(-1);
     this.#onNumber();
   }
 
   async first(): Promise<number | undefined> {
-    if (this.numbers.length === 0) await new Promise<void>((done) => (this.#onNumber = done));
-    return this.numbers[0];
+    if (this.#first === undefined) await new Promise<void>((done) => (this.#onNumber = done));
+    return this.#first;
   }
 
   onExit(): void {}
@@ -56,11 +61,11 @@ describe.runIf(hasKvm)('what a program says behind its park', () => {
 
     const said: (number | undefined)[] = [];
     const repeated: (number | undefined)[] = [];
-    for (let i = 0; i < 20; i++) {
+    for (let round = 0; round < ROUNDS; round++) {
       const snapshot = core.newSnapshot();
       const saidBefore = await core.request(
         (id) => core.native.snapshotVm(id, vm, snapshot, 'program', 10_000),
-        () => parent.numbers.length,
+        () => parent.last ?? -1,
       );
       const fork = new Console();
       const forked = core.newVm();
@@ -70,7 +75,7 @@ describe.runIf(hasKvm)('what a program says behind its park', () => {
       );
       core.native.enterVm(forked);
       repeated.push(await fork.first());
-      said.push(saidBefore % 256);
+      said.push((saidBefore + 1) % 256);
       await core.request((id) => core.native.closeVm(id, forked));
       await core.request((id) => core.native.closeSnapshot(id, snapshot));
     }
