@@ -35,6 +35,9 @@ constexpr uint16_t kBootDs = 0x18;
 
 constexpr uint32_t kMsrMiscEnable = 0x1a0;
 constexpr uint64_t kMiscEnableFastString = 1u << 0;
+// AMD's HWCR (APM volume 2, MSR C001_0015), which Linux looks at.
+constexpr uint32_t kMsrHardwareConfiguration = 0xc0010015;
+constexpr uint64_t kTscCountsAtP0 = uint64_t{1} << 24;
 constexpr uint32_t kMsrMtrrDefType = 0x2ff;
 constexpr uint64_t kMtrrEnabled = 1u << 11;
 constexpr uint64_t kMtrrWriteBack = 6;
@@ -205,7 +208,14 @@ Status SetBootMsrs(const VcpuFd& vcpu) {
   entries[0].data = kMiscEnableFastString;
   entries[1].index = kMsrMtrrDefType;
   entries[1].data = kMtrrEnabled | kMtrrWriteBack;
-  return vcpu.SetMsrs(entries);
+  TRY(vcpu.SetMsrs(entries));
+  // Linux 6.7's KVM has this bit; with an earlier one, a guest on an AMD processor
+  // complains about its firmware and goes on.
+  kvm_msr_entry hardware = {};
+  hardware.index = kMsrHardwareConfiguration;
+  hardware.data = kTscCountsAtP0;
+  static_cast<void>(vcpu.SetMsrs({&hardware, 1}));
+  return Ok();
 }
 
 Status SetBootLapic(const VcpuFd& vcpu) {
