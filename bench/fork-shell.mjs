@@ -16,8 +16,8 @@ const REFILL_MS = 20;
 
 export async function run(bench) {
   const snapshot = await bench.fixture.snapshot();
-  // The first fork finds none, and has some made from then on.
-  await (await snapshot.fork({ start: 'on-demand' })).close();
+  // The second fork finds none either, and has some made from then on.
+  for (let i = 0; i < 2; i++) await (await snapshot.fork({ start: 'on-demand' })).close();
   const task = { ...forkTask(snapshot, {}, 'shell'), beforeEach: () => delay(REFILL_MS) };
   bench.report({
     label: 'fork(), shells made ahead',

@@ -160,15 +160,18 @@ std::optional<ForkTimes> Core::ForkSnapshot(RequestId request, SnapshotId snapsh
   if (!vms_.emplace(vm, entry).second) {
     return fail({ErrorCode::kInternal, 0, {}, "this VM exists already"});
   }
+  ForkTimes times;
+  const auto hand_over = [&](std::unique_ptr<Vm> made) {
+    made->Adopt(vm, std::move(loop).value(), sink_, std::move(hostname));
+    entry->vm = std::move(made);
+    PostRefill(*workers.value().refills, std::move(from), entry);
+    return times;
+  };
   if (pool != PoolUse::kNever) {
     if (auto ready = from->TakeFork()) {
-      ready->Adopt(vm, std::move(loop).value(), sink_, std::move(hostname));
-      entry->vm = std::move(ready);
-      PostRefill(*workers.value().refills, std::move(from), entry);
-      ForkTimes times;
       times.pool = PoolHit::kFork;
       times.shell = times.restored = MonotonicNs() - epoch_ns;
-      return times;
+      return hand_over(std::move(ready));
     }
     if (pool == PoolUse::kRequire) {
       vms_.erase(vm);
@@ -177,6 +180,12 @@ std::optional<ForkTimes> Core::ForkSnapshot(RequestId request, SnapshotId snapsh
                    {},
                    "no prewarmed fork is ready: prewarm() more of them, or wait for them"});
     }
+    auto made = from->ForkShell(epoch_ns, times);
+    if (!made.ok()) {
+      vms_.erase(vm);
+      return fail(std::move(made).error());
+    }
+    if (made.value() != nullptr) return hand_over(std::move(made).value());
   }
   entry->BeginJob();
   workers.value().forks->Post([entry, from, request, vm, pool, epoch_ns, sink = sink_,

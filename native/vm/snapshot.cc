@@ -55,8 +55,24 @@ std::unique_ptr<Vm> Snapshot::TakeFork() {
   return fork;
 }
 
-Result<std::unique_ptr<Vm>> Snapshot::CreateShell() const {
-  return Vm::CreateShell(*kvm_, host_, *state_);
+Result<std::unique_ptr<Vm>> Snapshot::ForkShell(uint64_t epoch_ns, ForkTimes& times) {
+  const auto state = StateToRestore();
+  std::unique_ptr<Vm> vm;
+  {
+    std::lock_guard lock(mutex_);
+    if (shells_.empty() || !shells_.back()->HasMemoryOf(*state)) return vm;
+    vm = Pop(shells_);
+    ++forked_;
+  }
+  times.pool = PoolHit::kShell;
+  times.shell = MonotonicNs() - epoch_ns;
+  TRY(vm->Restore(state));
+  times.restored = MonotonicNs() - epoch_ns;
+  return vm;
+}
+
+Result<std::unique_ptr<Vm>> Snapshot::CreateShell() {
+  return Vm::CreateShell(*kvm_, host_, *StateToRestore());
 }
 
 Result<std::unique_ptr<Vm>> Snapshot::Fork(PoolUse pool, uint64_t epoch_ns, ForkTimes& times) {
@@ -64,7 +80,8 @@ Result<std::unique_ptr<Vm>> Snapshot::Fork(PoolUse pool, uint64_t epoch_ns, Fork
   if (pool != PoolUse::kNever) {
     std::lock_guard lock(mutex_);
     vm = Pop(shells_);
-    if (!closed_) shell_target_ = kShells;
+    // Many snapshots are forked once, as those of running VMs are.
+    if (!closed_ && forked_ > 0) shell_target_ = kShells;
   }
   times.pool = vm == nullptr ? PoolHit::kNone : PoolHit::kShell;
   if (vm == nullptr) {

@@ -41,6 +41,9 @@ class Snapshot {
 
   // A restored fork that waits, or nullptr.
   std::unique_ptr<Vm> TakeFork();
+  // A fork that is made of a shell which has its memory, or nullptr when there is
+  // none: some 100 us of requests, none of which waits.
+  Result<std::unique_ptr<Vm>> ForkShell(uint64_t epoch_ns, ForkTimes& times);
   // A fork made now, from a shell where there is one and `pool` allows it. Fills
   // in the times relative to `epoch_ns`.
   Result<std::unique_ptr<Vm>> Fork(PoolUse pool, uint64_t epoch_ns, ForkTimes& times);
@@ -65,7 +68,7 @@ class Snapshot {
         host_(std::move(host)),
         state_(std::move(state)) {}
 
-  Result<std::unique_ptr<Vm>> CreateShell() const;
+  Result<std::unique_ptr<Vm>> CreateShell();
 
   const std::string kvm_path_;
   const std::shared_ptr<const Kvm> kvm_;

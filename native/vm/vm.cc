@@ -126,6 +126,9 @@ Result<std::unique_ptr<Vm>> Vm::Boot(VmId id, const VmConfig& config,
 Result<std::unique_ptr<Vm>> Vm::CreateShell(const Kvm& kvm, std::shared_ptr<const HostProfile> host,
                                             const VmState& like) {
   ASSIGN_OR_RETURN(GuestMemory memory, GuestMemory::Reserve(like.memory_bytes));
+  // Mapped before KVM knows of it, which is cheaper than after; unless there would
+  // be more to do than that.
+  if (like.memory->packed_pages() == 0) TRY(memory.Map(like.memory));
   ASSIGN_OR_RETURN(std::unique_ptr<Vm> vm,
                    Build(kvm, std::move(host), like.cpuid, std::move(memory)));
   TRY(vm->CreateDevices());

@@ -51,13 +51,16 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
                                           std::shared_ptr<EventLoop> loop,
                                           std::shared_ptr<EventSink> sink, uint64_t epoch_ns,
                                           BootTimes& times);
-  // An empty VM of that shape, which somebody may need later: Restore and Adopt
-  // come next.
+  // An empty VM for that state, or another of its shape, which somebody may need
+  // later: Restore and Adopt come next.
   static Result<std::unique_ptr<Vm>> CreateShell(const Kvm& kvm,
                                                  std::shared_ptr<const HostProfile> host,
                                                  const VmState& like);
   ~Vm() override;
 
+  // Whether the memory of that state is mapped, so that a restore only has to set
+  // registers.
+  bool HasMemoryOf(const VmState& state) const { return memory_.image() == state.memory; }
   // Puts a frozen state of the same size into a VM that is not entered.
   Status Restore(std::shared_ptr<const VmState> state);
   // What the VM has written since it was restored. While it runs, some may be missed.
@@ -213,7 +216,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   // The answer to the last request, if parking is one.
   std::optional<Event> OnProgramParked();
   Status CallParked();
-  void HandOver();
+  void HandOver(bool just_started);
   Event FinishCall();
   void FailCall(ErrorCode code, std::string detail);
   Status YieldLocked();

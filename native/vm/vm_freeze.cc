@@ -188,7 +188,7 @@ Status Vm::Restore(std::shared_ptr<const VmState> state) {
   if (state->memory_bytes != memory_.bytes() || state->cpus.size() != vcpus_.size()) {
     return Error{ErrorCode::kInternal, 0, {}, "a snapshot of another size"};
   }
-  TRY(memory_.Map(state->memory));
+  if (memory_.image() != state->memory) TRY(memory_.Map(state->memory));
   return RestoreMachine(std::move(state));
 }
 

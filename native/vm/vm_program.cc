@@ -10,6 +10,7 @@
 
 #include "arch/x86_64/layout.h"
 #include "arch/x86_64/msrs.h"
+#include "base/random.h"
 #include "vm/vm.h"
 
 namespace forklet {
@@ -62,7 +63,7 @@ std::optional<Event> Vm::OnProgramParked() {
     AddHold(Hold::kStanding);
     parked_.notify_all();
   } else if (call_) {
-    HandOver();
+    HandOver(/*just_started=*/false);
   } else if (answered && !freezer_ && !yield_due_.load()) {
     AddHold(Hold::kStanding);
   } else {
@@ -116,7 +117,7 @@ void Vm::CallProgram(RequestId request, Bytes input, uint64_t max_bytes) {
 Status Vm::CallParked() {
   // A fork that is entered now finds its request in place.
   ASSIGN_OR_RETURN(const bool entering, BeginEntry());
-  HandOver();
+  HandOver(entering);
   return entering ? EndEntry() : RemoveHold(Hold::kStanding);
 }
 
@@ -151,14 +152,18 @@ Status Vm::YieldLocked() {
   return RemoveHold(Hold::kStanding);
 }
 
-void Vm::HandOver() {
+void Vm::HandOver(bool just_started) {
   call_->handed_over = true;
   answer_due_ = true;
   program_ = Program::kRunning;
-  // The guest's TSC is read only when time has started, which for a first entry
-  // has just been.
-  const auto tsc = vcpus_[parked_vcpu_]->fd().GetMsr(kMsrTsc);
-  const GuestIdentity now = NewIdentity(identity_.generation, tsc.ok() ? tsc.value() : 0);
+  GuestIdentity now = identity_;
+  if (just_started) {
+    // It is of this moment, but for the entropy, which is the kernel's.
+    FillRandom(now.entropy, sizeof now.entropy);
+  } else {
+    const auto tsc = vcpus_[parked_vcpu_]->fd().GetMsr(kMsrTsc);
+    now = NewIdentity(identity_.generation, tsc.ok() ? tsc.value() : 0);
+  }
   Exchange exchange;
   exchange.command = ExchangeCommand::kRequest;
   exchange.input_bytes = static_cast<uint32_t>(call_->input.size());

@@ -1,22 +1,14 @@
 // The half of Vm that starts, stops and paces its vCPUs.
-#include <sys/random.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "arch/x86_64/cpu_state.h"
 #include "arch/x86_64/layout.h"
+#include "base/random.h"
 #include "vm/vm.h"
 
 namespace forklet {
-
-namespace {
-// Fails only where the kernel has no getrandom, which no supported one lacks.
-void FillRandom(void* data, size_t bytes) {
-  CHECK(::getrandom(data, bytes, 0) == static_cast<ssize_t>(bytes));
-}
-}  // namespace
 
 void Vm::AddHold(Hold hold) {
   std::lock_guard lock(run_mutex_);
