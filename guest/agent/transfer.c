@@ -11,18 +11,9 @@
 
 #include "connection.h"
 #include "files.h"
-#include "limits.h"
 #include "operation.h"
 #include "protocol.h"
 #include "stream.h"
-
-static int open_file(const char* path, int flags, mode_t mode) {
-  for (;;) {
-    // Devices and FIFOs must not hold the loop up, nor become anybody's terminal.
-    const int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, mode);
-    if (fd >= 0 || errno != EMFILE || !limits_raise()) return fd;
-  }
-}
 
 // Reading a file.
 
@@ -66,8 +57,8 @@ static const struct operation_type read_type = {
     .run = read_run, .cancel = read_cancel, .window = read_window};
 
 int file_read(uint32_t id, const struct file_request* request) {
-  if (request->flags != 0 || request->first > INT64_MAX) return EPROTO;
-  const int fd = open_file(request->path, O_RDONLY, 0);
+  if (request->first > INT64_MAX) return EPROTO;
+  const int fd = file_open(request->path, O_RDONLY, 0);
   if (fd < 0) return errno;
   struct read_operation* reading = NULL;
   int error = 0;
@@ -120,11 +111,10 @@ static const struct operation_type write_type = {
     .run = write_run, .cancel = write_cancel, .input = write_input};
 
 int file_write(uint32_t id, const struct file_request* request) {
-  if (request->flags & ~(uint32_t)(FK_FILE_APPEND | FK_FILE_EXCLUSIVE)) return EPROTO;
   int flags = O_WRONLY | O_CREAT;
   flags |= request->flags & FK_FILE_APPEND ? O_APPEND : O_TRUNC;
   if (request->flags & FK_FILE_EXCLUSIVE) flags |= O_EXCL;
-  const int fd = open_file(request->path, flags, request->mode & 07777);
+  const int fd = file_open(request->path, flags, request->mode & 07777);
   if (fd < 0) return errno;
   struct write_operation* writing = operation_new(&write_type, id, sizeof(*writing));
   if (!writing) {
@@ -229,8 +219,7 @@ static const struct operation_type list_type = {
     .run = list_run, .cancel = list_cancel, .window = list_window};
 
 int file_readdir(uint32_t id, const struct file_request* request) {
-  if (request->flags != 0) return EPROTO;
-  const int fd = open_file(request->path, O_RDONLY | O_DIRECTORY, 0);
+  const int fd = file_open(request->path, O_RDONLY | O_DIRECTORY, 0);
   if (fd < 0) return errno;
   struct list_operation* list = operation_new(&list_type, id, sizeof(*list));
   if (!list) {

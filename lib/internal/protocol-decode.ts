@@ -3,6 +3,7 @@
 import {
   FrameType,
   HEADER_BYTES,
+  MAX_PATH_BYTES,
   MAX_PAYLOAD_BYTES,
   type OutputStream,
   RECORD_HEADER_BYTES,
@@ -145,6 +146,8 @@ export interface ReplyMessage {
   exitCode: number | null;
   signal: number | null;
   stat: StatRecord | null;
+  /** What a link or a path leads to; never empty, without NUL. */
+  path: Buffer | null;
 }
 
 /** The guest has been made unique, or could not be. */
@@ -233,6 +236,7 @@ function parseReply(frame: Frame): ReplyMessage {
     exitCode: null,
     signal: null,
     stat: null,
+    path: null,
   };
   if (reply.errno > MAX_ERRNO) throw new ProtocolError(`errno ${reply.errno} out of range`);
   for (const { tag, bytes } of parseRecords(frame.payload)) {
@@ -240,6 +244,7 @@ function parseReply(frame: Frame): ReplyMessage {
     else if (tag === Tag.exitCode) reply.exitCode = boundedUInt32(bytes, 'exit code', 0, 255);
     else if (tag === Tag.signal) reply.signal = boundedUInt32(bytes, 'signal', 1, 64);
     else if (tag === Tag.stat) reply.stat = parseStat(bytes);
+    else if (tag === Tag.path) reply.path = parsePath(bytes);
     else throw new ProtocolError(`reply with record ${tag}`);
   }
   return reply;
@@ -287,6 +292,14 @@ function parseStat(bytes: Buffer): StatRecord {
     gid: bytes.readUInt32LE(88),
     blksize: bytes.readUInt32LE(92),
   };
+}
+
+function parsePath(bytes: Buffer): Buffer {
+  if (bytes.length < 1 || bytes.length > MAX_PATH_BYTES || bytes.includes(0)) {
+    throw new ProtocolError(`malformed path of ${bytes.length} bytes`);
+  }
+  // A copy, since a view would keep the whole batch alive that it came with.
+  return Buffer.from(bytes);
 }
 
 /** Splits a payload into records. */

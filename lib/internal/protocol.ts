@@ -8,4 +8,5 @@
 
 export * from './protocol-decode.js';
 export * from './protocol-encode.js';
+export * from './protocol-encode-files.js';
 export * from './protocol-numbers.js';

@@ -82,6 +82,7 @@ describe('numbers', () => {
     ['FK_MAX_EXEC_PAYLOAD', protocol.MAX_EXEC_PAYLOAD_BYTES],
     ['FK_INPUT_WINDOW', protocol.INPUT_WINDOW_BYTES],
     ['FK_FILE_WINDOW', protocol.FILE_WINDOW_BYTES],
+    ['FK_MAX_PATH', protocol.MAX_PATH_BYTES],
     ['FK_MAX_OPERATIONS', protocol.MAX_OPERATIONS],
     ['FK_HOOK_TIMEOUT_MS', protocol.HOOK_TIMEOUT_MS],
   ])('%s is the same in the header', (name, value) => {
@@ -169,6 +170,7 @@ describe('parseGuestMessage()', () => {
       exitCode: 3,
       signal: null,
       stat: null,
+      path: null,
     });
   });
 
@@ -251,6 +253,18 @@ describe('parseGuestMessage()', () => {
     [
       'a stat of another size',
       { type: FrameType.reply, payload: [encodeRecord(Tag.stat, Buffer.alloc(95))] },
+    ],
+    [
+      'a path without bytes',
+      { type: FrameType.reply, payload: [encodeRecord(Tag.path, Buffer.alloc(0))] },
+    ],
+    [
+      'a path with a null byte',
+      { type: FrameType.reply, payload: [encodeRecord(Tag.path, Buffer.from('a\0b'))] },
+    ],
+    [
+      'a path that is too long',
+      { type: FrameType.reply, payload: [encodeRecord(Tag.path, Buffer.alloc(4096, 'x'))] },
     ],
     ['a renewal of an operation', { type: FrameType.renewed, id: 1 }],
     ['a renewal that failed nowhere', { type: FrameType.renewed, value: 5 }],
