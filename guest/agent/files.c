@@ -52,7 +52,8 @@ static const struct {
   uint32_t flags; /* that it knows */
 } operations[] = {
     [FK_FILE_READ] = {file_read, 1u << FK_TAG_PATH, 0},
-    [FK_FILE_WRITE] = {file_write, 1u << FK_TAG_PATH, FK_FILE_APPEND | FK_FILE_EXCLUSIVE},
+    [FK_FILE_WRITE] = {file_write, 1u << FK_TAG_PATH,
+                       FK_FILE_APPEND | FK_FILE_EXCLUSIVE | FK_FILE_UPDATE | FK_FILE_ATOMIC},
     [FK_FILE_STAT] = {file_stat, 1u << FK_TAG_PATH, FK_FILE_NOFOLLOW},
     [FK_FILE_READDIR] = {file_readdir, 1u << FK_TAG_PATH, 0},
     [FK_FILE_MKDIR] = {file_mkdir, 1u << FK_TAG_PATH, FK_FILE_RECURSIVE},
@@ -67,6 +68,7 @@ static const struct {
     [FK_FILE_CHOWN] = {file_chown, 1u << FK_TAG_PATH | 1u << FK_TAG_OWNER, FK_FILE_NOFOLLOW},
     [FK_FILE_UTIMES] = {file_utimes, 1u << FK_TAG_PATH | 1u << FK_TAG_TIMES, FK_FILE_NOFOLLOW},
     [FK_FILE_TRUNCATE] = {file_truncate, 1u << FK_TAG_PATH | 1u << FK_TAG_SIZE, 0},
+    [FK_FILE_COPY] = {file_copy, 1u << FK_TAG_PATH | 1u << FK_TAG_DESTINATION, FK_FILE_EXCLUSIVE},
 };
 
 static int start(uint32_t id, uint32_t op, uint8_t* payload, size_t bytes) {

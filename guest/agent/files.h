@@ -47,3 +47,4 @@ int file_chmod(uint32_t id, const struct file_request* request);
 int file_chown(uint32_t id, const struct file_request* request);
 int file_utimes(uint32_t id, const struct file_request* request);
 int file_truncate(uint32_t id, const struct file_request* request);
+int file_copy(uint32_t id, const struct file_request* request);

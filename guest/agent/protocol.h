@@ -159,7 +159,8 @@ enum fk_exec_stage {
 
 enum fk_file_op {
   FK_FILE_READ = 1,  /* PATH, RANGE?, OUTPUT_LIMIT?: contents on FK_OUTPUT, then FK_END, FK_REPLY */
-  FK_FILE_WRITE = 2, /* PATH, MODE?, FLAGS?: contents on FK_INPUT up to FK_END, then FK_REPLY */
+  FK_FILE_WRITE = 2, /* PATH, MODE?, RANGE? (only its first offset), FLAGS?: contents on FK_INPUT
+                        up to FK_END, then FK_REPLY */
   FK_FILE_STAT = 3,  /* PATH, FLAGS?: FK_REPLY with STAT */
   FK_FILE_READDIR = 4,   /* PATH, OUTPUT_LIMIT?: struct fk_dirent + name, packed, on FK_OUTPUT */
   FK_FILE_MKDIR = 5,     /* PATH, MODE?, FLAGS? (RECURSIVE) */
@@ -174,6 +175,7 @@ enum fk_file_op {
   FK_FILE_CHOWN = 14,    /* PATH, OWNER, FLAGS? (NOFOLLOW) */
   FK_FILE_UTIMES = 15,   /* PATH, TIMES, FLAGS? (NOFOLLOW) */
   FK_FILE_TRUNCATE = 16, /* PATH, SIZE */
+  FK_FILE_COPY = 17,     /* PATH, DESTINATION, FLAGS? (EXCLUSIVE) */
 };
 
 enum fk_file_flag {
@@ -181,7 +183,9 @@ enum fk_file_flag {
   FK_FILE_RECURSIVE = 1u << 1, /* MKDIR, REMOVE */
   FK_FILE_FORCE = 1u << 2,     /* REMOVE: a missing path is not an error */
   FK_FILE_APPEND = 1u << 3,    /* WRITE: append instead of truncate */
-  FK_FILE_EXCLUSIVE = 1u << 4, /* WRITE: fail with EEXIST when it exists */
+  FK_FILE_EXCLUSIVE = 1u << 4, /* WRITE, COPY: fail with EEXIST when it exists */
+  FK_FILE_UPDATE = 1u << 5,    /* WRITE: into the file that is there, without truncating it */
+  FK_FILE_ATOMIC = 1u << 6,    /* WRITE: into a temporary file that takes the place at the end */
 };
 
 enum fk_park {

@@ -13,6 +13,7 @@
 #include "files.h"
 #include "operation.h"
 #include "protocol.h"
+#include "replacement.h"
 #include "stream.h"
 
 // Reading a file.
@@ -80,10 +81,12 @@ int file_read(uint32_t id, const struct file_request* request) {
 struct write_operation {
   struct operation operation;
   struct inlet inlet;
+  struct replacement* replacement; /* NULL: the file itself is written */
 };
 
 static void finish_write(struct write_operation* writing, int error) {
   inlet_close(&writing->inlet);
+  if (writing->replacement) error = replacement_end(writing->replacement, error);
   connection_reply(writing->operation.id, error);
   operation_finish(&writing->operation);
 }
@@ -110,17 +113,49 @@ static void write_cancel(struct operation* operation, int error) {
 static const struct operation_type write_type = {
     .run = write_run, .cancel = write_cancel, .input = write_input};
 
-int file_write(uint32_t id, const struct file_request* request) {
-  int flags = O_WRONLY | O_CREAT;
-  flags |= request->flags & FK_FILE_APPEND ? O_APPEND : O_TRUNC;
+// At most one of these says what becomes of the contents that are there.
+static bool write_flags_agree(const struct file_request* request) {
+  const uint32_t flags = request->flags;
+  const bool append = (flags & FK_FILE_APPEND) != 0;
+  const bool update = (flags & FK_FILE_UPDATE) != 0;
+  const bool atomic = (flags & FK_FILE_ATOMIC) != 0;
+  if (append + update + atomic > 1 || (update && flags & FK_FILE_EXCLUSIVE)) return false;
+  if (request->first > INT64_MAX || request->count != UINT64_MAX) return false;
+  return request->first == 0 || !(append || atomic);
+}
+
+static int open_to_write(const struct file_request* request) {
+  int flags = O_WRONLY;
+  if (!(request->flags & FK_FILE_UPDATE)) {
+    flags |= O_CREAT | (request->flags & FK_FILE_APPEND ? O_APPEND : O_TRUNC);
+  }
   if (request->flags & FK_FILE_EXCLUSIVE) flags |= O_EXCL;
   const int fd = file_open(request->path, flags, request->mode & 07777);
-  if (fd < 0) return errno;
+  if (fd < 0 || request->first == 0) return fd;
+  if (lseek(fd, (off_t)request->first, SEEK_SET) >= 0) return fd;
+  const int error = errno;
+  close(fd);
+  errno = error;
+  return -1;
+}
+
+int file_write(uint32_t id, const struct file_request* request) {
+  if (!write_flags_agree(request)) return EPROTO;
+  struct replacement* replacement = NULL;
+  int fd = -1;
+  if (request->flags & FK_FILE_ATOMIC) {
+    const int error = replacement_begin(request, &replacement, &fd);
+    if (error != 0) return error;
+  } else {
+    fd = open_to_write(request);
+    if (fd < 0) return errno;
+  }
   struct write_operation* writing = operation_new(&write_type, id, sizeof(*writing));
   if (!writing) {
     close(fd);
-    return ENOMEM;
+    return replacement ? replacement_end(replacement, ENOMEM) : ENOMEM;
   }
+  writing->replacement = replacement;
   inlet_open(&writing->inlet, &writing->operation, fd, FK_FILE_WINDOW);
   return -1;
 }

@@ -37,15 +37,33 @@ export function encodeReadFile(
   return encodeFile(id, FileOp.read, path, ...records);
 }
 
+export interface WriteFileRequest {
+  mode?: number;
+  /** Offset of the first byte; not with `append` or `atomic`. */
+  start?: number;
+  /** At most one of these. */
+  append?: boolean;
+  update?: boolean;
+  atomic?: boolean;
+  /** Not with `update`. */
+  exclusive?: boolean;
+}
+
 export function encodeWriteFile(
   id: number,
   path: GuestPath,
-  options: { mode?: number; append?: boolean; exclusive?: boolean } = {},
+  request: WriteFileRequest = {},
 ): Buffer {
   const bits =
-    (options.append ? FileFlag.append : 0) | (options.exclusive ? FileFlag.exclusive : 0);
+    (request.append ? FileFlag.append : 0) |
+    (request.update ? FileFlag.update : 0) |
+    (request.atomic ? FileFlag.atomic : 0) |
+    (request.exclusive ? FileFlag.exclusive : 0);
   const records = [flags(bits)];
-  if (options.mode !== undefined) records.push(encodeRecord(Tag.mode, uint32(options.mode)));
+  if (request.mode !== undefined) records.push(encodeRecord(Tag.mode, uint32(request.mode)));
+  if (request.start !== undefined) {
+    records.push(encodeRecord(Tag.range, uint64(request.start, UINT64_MAX)));
+  }
   return encodeFile(id, FileOp.write, path, ...records);
 }
 
@@ -99,8 +117,14 @@ export function encodeRealpath(id: number, path: GuestPath): Buffer {
   return encodeFile(id, FileOp.realpath, path);
 }
 
-function encodeTwoPaths(id: number, op: number, path: GuestPath, destination: GuestPath): Buffer {
-  return encodeFile(id, op, path, encodePath(Tag.destination, destination));
+function encodeTwoPaths(
+  id: number,
+  op: number,
+  path: GuestPath,
+  destination: GuestPath,
+  ...more: Buffer[]
+): Buffer {
+  return encodeFile(id, op, path, encodePath(Tag.destination, destination), ...more);
 }
 
 export function encodeRename(id: number, path: GuestPath, destination: GuestPath): Buffer {
@@ -148,4 +172,14 @@ export function encodeUtimes(
 
 export function encodeTruncate(id: number, path: GuestPath, bytes: number): Buffer {
   return encodeFile(id, FileOp.truncate, path, encodeRecord(Tag.size, uint64(bytes)));
+}
+
+export function encodeCopyFile(
+  id: number,
+  path: GuestPath,
+  destination: GuestPath,
+  options: { exclusive?: boolean } = {},
+): Buffer {
+  const bits = flags(options.exclusive ? FileFlag.exclusive : 0);
+  return encodeTwoPaths(id, FileOp.copy, path, destination, bits);
 }

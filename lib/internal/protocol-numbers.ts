@@ -85,6 +85,7 @@ export const FileOp = {
   chown: 14,
   utimes: 15,
   truncate: 16,
+  copy: 17,
 } as const;
 export const FileFlag = {
   nofollow: 1,
@@ -92,6 +93,8 @@ export const FileFlag = {
   force: 4,
   append: 8,
   exclusive: 16,
+  update: 32,
+  atomic: 64,
 } as const;
 export const ParkMode = { stand: 0, flush: 1 } as const;
 export const RenewStage = {

@@ -23,6 +23,7 @@ import {
   parseGuestMessage,
   type ReplyMessage,
   Stream,
+  type WriteFileRequest,
 } from '../../lib/internal/protocol.js';
 
 const BUILD = fileURLToPath(new URL('../../guest/agent/build', import.meta.url));
@@ -240,7 +241,7 @@ export class HostAgent {
   async writeFile(
     path: string,
     bytes: Uint8Array,
-    options: { mode?: number; append?: boolean; exclusive?: boolean } = {},
+    options: WriteFileRequest = {},
   ): Promise<Collected> {
     const operation = this.start((id) => encodeWriteFile(id, path, options), FILE_WINDOW_BYTES);
     // A write that fails ends before its contents are through; the reply says why.
