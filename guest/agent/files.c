@@ -55,7 +55,7 @@ static const struct {
     [FK_FILE_WRITE] = {file_write, 1u << FK_TAG_PATH,
                        FK_FILE_APPEND | FK_FILE_EXCLUSIVE | FK_FILE_UPDATE | FK_FILE_ATOMIC},
     [FK_FILE_STAT] = {file_stat, 1u << FK_TAG_PATH, FK_FILE_NOFOLLOW},
-    [FK_FILE_READDIR] = {file_readdir, 1u << FK_TAG_PATH, 0},
+    [FK_FILE_READDIR] = {file_readdir, 1u << FK_TAG_PATH, FK_FILE_RECURSIVE},
     [FK_FILE_MKDIR] = {file_mkdir, 1u << FK_TAG_PATH, FK_FILE_RECURSIVE},
     [FK_FILE_REMOVE] = {file_remove, 1u << FK_TAG_PATH, FK_FILE_RECURSIVE | FK_FILE_FORCE},
     [FK_FILE_RENAME] = {file_rename, 1u << FK_TAG_PATH | 1u << FK_TAG_DESTINATION, 0},

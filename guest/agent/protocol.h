@@ -162,7 +162,8 @@ enum fk_file_op {
   FK_FILE_WRITE = 2, /* PATH, MODE?, RANGE? (only its first offset), FLAGS?: contents on FK_INPUT
                         up to FK_END, then FK_REPLY */
   FK_FILE_STAT = 3,  /* PATH, FLAGS?: FK_REPLY with STAT */
-  FK_FILE_READDIR = 4,   /* PATH, OUTPUT_LIMIT?: struct fk_dirent + name, packed, on FK_OUTPUT */
+  FK_FILE_READDIR = 4,   /* PATH, OUTPUT_LIMIT?, FLAGS? (RECURSIVE): struct fk_dirent + name,
+                            packed, on FK_OUTPUT */
   FK_FILE_MKDIR = 5,     /* PATH, MODE?, FLAGS? (RECURSIVE) */
   FK_FILE_REMOVE = 6,    /* PATH, FLAGS? (RECURSIVE, FORCE): node's fs.rm */
   FK_FILE_RENAME = 7,    /* PATH, DESTINATION */
@@ -180,7 +181,7 @@ enum fk_file_op {
 
 enum fk_file_flag {
   FK_FILE_NOFOLLOW = 1u << 0,  /* STAT, CHOWN, UTIMES: of a symbolic link itself */
-  FK_FILE_RECURSIVE = 1u << 1, /* MKDIR, REMOVE */
+  FK_FILE_RECURSIVE = 1u << 1, /* MKDIR, REMOVE, READDIR */
   FK_FILE_FORCE = 1u << 2,     /* REMOVE: a missing path is not an error */
   FK_FILE_APPEND = 1u << 3,    /* WRITE: append instead of truncate */
   FK_FILE_EXCLUSIVE = 1u << 4, /* WRITE, COPY: fail with EEXIST when it exists */
@@ -214,7 +215,8 @@ struct fk_stat {
 };
 _Static_assert(sizeof(struct fk_stat) == 96, "wire format");
 
-/* One directory entry; `name_bytes` bytes of name follow. `type` is DT_*. */
+/* One directory entry; `name_bytes` bytes of name follow, or with RECURSIVE of
+   the path below the directory, at most FK_MAX_PATH. `type` is DT_*. */
 struct fk_dirent {
   uint16_t name_bytes;
   uint8_t type;

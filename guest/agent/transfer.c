@@ -1,12 +1,8 @@
-// File contents and directory listings: FK_FILE_READ, FK_FILE_WRITE, FK_FILE_READDIR.
+// File contents: FK_FILE_READ, FK_FILE_WRITE.
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "connection.h"
@@ -157,112 +153,5 @@ int file_write(uint32_t id, const struct file_request* request) {
   }
   writing->replacement = replacement;
   inlet_open(&writing->inlet, &writing->operation, fd, FK_FILE_WINDOW);
-  return -1;
-}
-
-// Listing a directory.
-
-enum { LIST_BYTES = 16 * 1024, DIRENT_HEADER = sizeof(struct fk_dirent) };
-
-struct list_operation {
-  struct operation operation;
-  int fd;
-  bool complete; /* the directory has no more entries */
-  uint64_t sent, limit;
-  // Entries that have been read and not sent: buffer[begin, end).
-  uint32_t begin, end;
-  // Aligned for the kernel's struct linux_dirent64.
-  _Alignas(8) uint8_t buffer[LIST_BYTES];
-};
-
-// Replaces the kernel's entries by ours, which are smaller. Returns the bytes that remain.
-static uint32_t convert_entries(uint8_t* buffer, size_t bytes) {
-  uint32_t end = 0;
-  for (size_t at = 0; at < bytes;) {
-    const struct dirent* entry = (const struct dirent*)(buffer + at);
-    const size_t length = strlen(entry->d_name);
-    const char* name = entry->d_name;
-    at += entry->d_reclen;
-    if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) continue;
-    const struct fk_dirent ours = {.name_bytes = (uint16_t)length, .type = entry->d_type};
-    memmove(buffer + end + DIRENT_HEADER, name, length);
-    memcpy(buffer + end, &ours, DIRENT_HEADER);
-    end += DIRENT_HEADER + (uint32_t)length;
-  }
-  return end;
-}
-
-static void finish_list(struct list_operation* list, int error) {
-  close(list->fd);
-  if (error == 0) {
-    const struct fk_header header = {
-        .type = FK_END, .stream = FK_OUTPUT, .id = list->operation.id, .offset = list->sent};
-    connection_send(&header, NULL);
-  }
-  connection_reply(list->operation.id, error);
-  operation_finish(&list->operation);
-}
-
-static void send_entries(struct list_operation* list) {
-  uint64_t count = list->end - list->begin;
-  if (count > list->limit - list->sent) count = list->limit - list->sent;
-  if (count == 0) return;
-  const struct fk_header header = {.payload_bytes = (uint32_t)count,
-                                   .type = FK_DATA,
-                                   .stream = FK_OUTPUT,
-                                   .id = list->operation.id,
-                                   .offset = list->sent};
-  connection_send(&header, list->buffer + list->begin);
-  list->sent += count;
-  list->begin += (uint32_t)count;
-}
-
-// Called with room for a frame of the largest size.
-static void list_run(struct operation* operation) {
-  struct list_operation* list = (struct list_operation*)operation;
-  if (list->begin == list->end && !list->complete) {
-    const long count = syscall(SYS_getdents64, list->fd, list->buffer, LIST_BYTES);
-    if (count < 0) {
-      finish_list(list, errno);
-      return;
-    }
-    list->complete = count == 0;
-    list->begin = 0;
-    list->end = convert_entries(list->buffer, (size_t)count);
-  }
-  send_entries(list);
-  if (list->begin < list->end) return;  // For a window.
-  if (list->complete) {
-    finish_list(list, 0);
-  } else {
-    operation_schedule(operation);
-  }
-}
-
-static void list_cancel(struct operation* operation, int error) {
-  finish_list((struct list_operation*)operation, error);
-}
-
-static void list_window(struct operation* operation, uint16_t stream, uint64_t limit) {
-  struct list_operation* list = (struct list_operation*)operation;
-  if (stream != FK_OUTPUT || limit <= list->limit) return;
-  list->limit = limit;
-  operation_schedule(operation);
-}
-
-static const struct operation_type list_type = {
-    .run = list_run, .cancel = list_cancel, .window = list_window};
-
-int file_readdir(uint32_t id, const struct file_request* request) {
-  const int fd = file_open(request->path, O_RDONLY | O_DIRECTORY, 0);
-  if (fd < 0) return errno;
-  struct list_operation* list = operation_new(&list_type, id, sizeof(*list));
-  if (!list) {
-    close(fd);
-    return ENOMEM;
-  }
-  list->fd = fd;
-  list->limit = request->output_limit;
-  operation_schedule(&list->operation);
   return -1;
 }

@@ -14,9 +14,6 @@ import {
 
 const STAT_BYTES = 96;
 const MAX_ERRNO = 4095;
-const DIRENT_HEADER_BYTES = 4;
-/** Longest name of a Linux directory entry, in bytes. */
-const MAX_NAME_BYTES = 255;
 
 /** The guest sent bytes that no correct agent sends. */
 export class ProtocolError extends Error {
@@ -354,48 +351,4 @@ function printable(bytes: Buffer): string {
     .subarray(0, 256)
     .toString('utf8')
     .replace(/[\u0000-\u001f\u007f-\u009f]/g, '\ufffd');
-}
-
-/** One entry of a directory listing. `type` is a DT_* number of `<dirent.h>`. */
-export interface DirentRecord {
-  name: Buffer;
-  type: number;
-}
-
-/** Cuts the output stream of a readdir into entries. Holds at most one entry. */
-export class DirentDecoder {
-  #rest: Buffer = Buffer.alloc(0);
-
-  push(bytes: Uint8Array): DirentRecord[] {
-    const input = this.#rest.length > 0 ? Buffer.concat([this.#rest, bytes]) : Buffer.from(bytes);
-    const entries: DirentRecord[] = [];
-    let at = 0;
-    while (input.length - at >= DIRENT_HEADER_BYTES) {
-      const size = input.readUInt16LE(at);
-      const type = input.readUInt8(at + 2);
-      if (size < 1 || size > MAX_NAME_BYTES || type > 15 || input.readUInt8(at + 3) !== 0) {
-        throw new ProtocolError('malformed directory entry');
-      }
-      const start = at + DIRENT_HEADER_BYTES;
-      if (input.length - start < size) break;
-      const name = input.subarray(start, start + size);
-      // A name with a slash would lead callers who join it to a path somewhere else.
-      if (name.includes(0) || name.includes(0x2f) || isDots(name)) {
-        throw new ProtocolError('directory entry with an impossible name');
-      }
-      entries.push({ name, type });
-      at = start + size;
-    }
-    this.#rest = Buffer.from(input.subarray(at));
-    return entries;
-  }
-
-  /** The stream is over: throws when it ended inside an entry. */
-  end(): void {
-    if (this.#rest.length > 0) throw new ProtocolError('directory listing ends inside an entry');
-  }
-}
-
-function isDots(name: Buffer): boolean {
-  return name.length <= 2 && name.every((byte) => byte === 0x2e);
 }

@@ -83,10 +83,16 @@ export function encodeStat(id: number, path: GuestPath, options: LinkChoice = {}
 export function encodeReaddir(
   id: number,
   path: GuestPath,
-  options: { outputLimit?: number } = {},
+  options: { outputLimit?: number; recursive?: boolean } = {},
 ): Buffer {
   const limit = encodeRecord(Tag.outputLimit, uint64(options.outputLimit ?? 0));
-  return encodeFile(id, FileOp.readdir, path, limit);
+  return encodeFile(
+    id,
+    FileOp.readdir,
+    path,
+    limit,
+    flags(options.recursive ? FileFlag.recursive : 0),
+  );
 }
 
 export function encodeMkdir(

@@ -143,7 +143,7 @@ function sensibleFrame(random: Random, newId: number): Buffer {
         mode: random.below(0o1000),
       }),
     () => protocol.encodeStat(newId, path, { followLinks: flag() }),
-    () => protocol.encodeReaddir(newId, path, { outputLimit: limit }),
+    () => protocol.encodeReaddir(newId, path, { outputLimit: limit, recursive: flag() }),
     () => protocol.encodeMkdir(newId, path, { recursive: flag(), mode: 0o777 }),
     () => protocol.encodeRename(newId, path, other),
     () => protocol.encodeCopyFile(newId, path, other, { exclusive: flag() }),

@@ -249,10 +249,13 @@ export class HostAgent {
     return operation.done;
   }
 
-  async readdir(path: string): Promise<{ reply: Collected; entries: DirentRecord[] }> {
-    const request = { outputLimit: WIDE_OPEN };
+  async readdir(
+    path: string,
+    options: { recursive?: boolean } = {},
+  ): Promise<{ reply: Collected; entries: DirentRecord[] }> {
+    const request = { outputLimit: WIDE_OPEN, ...options };
     const reply = await this.start((id) => encodeReaddir(id, path, request)).done;
-    const decoder = new DirentDecoder();
+    const decoder = new DirentDecoder(options);
     const entries = decoder.push(reply.stdout);
     decoder.end();
     return { reply, entries };

@@ -5,7 +5,6 @@ import { describe, expect, test } from 'vitest';
 import * as protocol from '../../lib/internal/protocol.js';
 
 const {
-  DirentDecoder,
   encodeData,
   encodeEnd,
   encodeExec,
@@ -327,58 +326,6 @@ describe('parseGuestMessage()', () => {
       }
     }
     expect(parsed).toBeGreaterThan(0);
-  });
-});
-
-describe('DirentDecoder', () => {
-  const listing = Buffer.concat([
-    Buffer.from([1, 0, 8, 0]),
-    Buffer.from('a'),
-    Buffer.from([5, 0, 4, 0]),
-    Buffer.from('b c\u00e9'),
-  ]);
-  const entries = [
-    { name: Buffer.from('a'), type: 8 },
-    { name: Buffer.from('b c\u00e9'), type: 4 },
-  ];
-
-  test('finds the same entries wherever the bytes are split', () => {
-    for (let split = 0; split <= listing.length; split++) {
-      const decoder = new DirentDecoder();
-      const found = [
-        ...decoder.push(listing.subarray(0, split)),
-        ...decoder.push(listing.subarray(split)),
-      ];
-      decoder.end();
-      expect(found).toEqual(entries);
-    }
-  });
-
-  test('throws at the end of a listing that is cut off', () => {
-    const decoder = new DirentDecoder();
-    decoder.push(listing.subarray(0, 7));
-
-    expect(() => decoder.end()).toThrow(ProtocolError);
-  });
-
-  test.each([
-    ['a slash', '../../etc/passwd'],
-    ['a null byte', 'a\0b'],
-    ['the directory itself', '.'],
-    ['its parent', '..'],
-  ])('refuses a name with %s', (_name, text) => {
-    const bytes = Buffer.concat([Buffer.from([text.length, 0, 8, 0]), Buffer.from(text)]);
-
-    expect(() => new DirentDecoder().push(bytes)).toThrow(ProtocolError);
-  });
-
-  test.each([
-    ['an empty name', '00000800'],
-    ['a name of 256 bytes', '00010800'],
-    ['reserved bits', '01000801'],
-    ['an unknown type', '01001000'],
-  ])('refuses %s', (_name, hex) => {
-    expect(() => new DirentDecoder().push(Buffer.from(hex, 'hex'))).toThrow(ProtocolError);
   });
 });
 
