@@ -22,15 +22,21 @@ export type {
   ExecStatus,
 } from './exec.js';
 export type {
+  AppendFileOptions,
+  EncodingOptions,
   FileContents,
+  FileTime,
+  FsOptions,
   GuestFs,
   GuestPath,
   MkdirOptions,
   ReaddirOptions,
   ReadFileOptions,
+  ReadStreamOptions,
   RmOptions,
   StatOptions,
   WriteFileOptions,
+  WriteStreamOptions,
 } from './guest-fs.js';
 export type { DiagnosticsMessage } from './internal/diagnostics.js';
 export type { ForkCapacity } from './internal/fork-limits.js';
