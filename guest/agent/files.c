@@ -69,6 +69,7 @@ static const struct {
     [FK_FILE_UTIMES] = {file_utimes, 1u << FK_TAG_PATH | 1u << FK_TAG_TIMES, FK_FILE_NOFOLLOW},
     [FK_FILE_TRUNCATE] = {file_truncate, 1u << FK_TAG_PATH | 1u << FK_TAG_SIZE, 0},
     [FK_FILE_COPY] = {file_copy, 1u << FK_TAG_PATH | 1u << FK_TAG_DESTINATION, FK_FILE_EXCLUSIVE},
+    [FK_FILE_WATCH] = {file_watch, 1u << FK_TAG_PATH, FK_FILE_RECURSIVE},
 };
 
 static int start(uint32_t id, uint32_t op, uint8_t* payload, size_t bytes) {

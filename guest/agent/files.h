@@ -48,3 +48,4 @@ int file_chown(uint32_t id, const struct file_request* request);
 int file_utimes(uint32_t id, const struct file_request* request);
 int file_truncate(uint32_t id, const struct file_request* request);
 int file_copy(uint32_t id, const struct file_request* request);
+int file_watch(uint32_t id, const struct file_request* request);

@@ -177,16 +177,27 @@ enum fk_file_op {
   FK_FILE_UTIMES = 15,   /* PATH, TIMES, FLAGS? (NOFOLLOW) */
   FK_FILE_TRUNCATE = 16, /* PATH, SIZE */
   FK_FILE_COPY = 17,     /* PATH, DESTINATION, FLAGS? (EXCLUSIVE) */
+  FK_FILE_WATCH = 18,    /* PATH, OUTPUT_LIMIT?, FLAGS? (RECURSIVE): struct fk_dirent with enum
+                            fk_watch_event + path, packed, on FK_OUTPUT */
 };
 
 enum fk_file_flag {
   FK_FILE_NOFOLLOW = 1u << 0,  /* STAT, CHOWN, UTIMES: of a symbolic link itself */
-  FK_FILE_RECURSIVE = 1u << 1, /* MKDIR, REMOVE, READDIR */
+  FK_FILE_RECURSIVE = 1u << 1, /* MKDIR, REMOVE, READDIR, WATCH */
   FK_FILE_FORCE = 1u << 2,     /* REMOVE: a missing path is not an error */
   FK_FILE_APPEND = 1u << 3,    /* WRITE: append instead of truncate */
   FK_FILE_EXCLUSIVE = 1u << 4, /* WRITE, COPY: fail with EEXIST when it exists */
   FK_FILE_UPDATE = 1u << 5,    /* WRITE: into the file that is there, without truncating it */
   FK_FILE_ATOMIC = 1u << 6,    /* WRITE: into a temporary file that takes the place at the end */
+};
+
+/* What FK_FILE_WATCH tells of. The path is below the one that is watched; empty
+   is that one itself. */
+enum fk_watch_event {
+  FK_WATCH_RENAME = 1,   /* an entry has come or gone */
+  FK_WATCH_CHANGE = 2,   /* contents or attributes have changed */
+  FK_WATCH_OVERFLOW = 3, /* events have been lost; no path */
+  FK_WATCH_READY = 4,    /* everything that was there is watched now; once, no path */
 };
 
 enum fk_park {

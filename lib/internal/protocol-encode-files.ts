@@ -189,3 +189,13 @@ export function encodeCopyFile(
   const bits = flags(options.exclusive ? FileFlag.exclusive : 0);
   return encodeTwoPaths(id, FileOp.copy, path, destination, bits);
 }
+
+export function encodeWatch(
+  id: number,
+  path: GuestPath,
+  options: { outputLimit?: number; recursive?: boolean } = {},
+): Buffer {
+  const limit = encodeRecord(Tag.outputLimit, uint64(options.outputLimit ?? 0));
+  const bits = flags(options.recursive ? FileFlag.recursive : 0);
+  return encodeFile(id, FileOp.watch, path, limit, bits);
+}

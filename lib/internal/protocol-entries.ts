@@ -1,7 +1,7 @@
-/** What streams of the guest carry besides bytes: entries of directories. See protocol.ts. */
+/** What streams of the guest carry besides bytes: entries and events. See protocol.ts. */
 
 import { ProtocolError } from './protocol-decode.js';
-import { MAX_PATH_BYTES } from './protocol-numbers.js';
+import { MAX_PATH_BYTES, WatchEvent } from './protocol-numbers.js';
 
 const HEADER_BYTES = 4;
 /** Longest name of a Linux directory entry, in bytes. */
@@ -101,6 +101,29 @@ export class DirentDecoder extends EntryDecoder {
       maxNameBytes: recursive ? MAX_PATH_BYTES : MAX_NAME_BYTES,
       isHeader: (nameBytes, type) => nameBytes > 0 && type <= MAX_DIRENT_TYPE,
       isName: recursive ? isPathBelow : isName,
+    });
+  }
+}
+
+/** Something that a watch tells of. */
+export interface WatchRecord {
+  /** One of {@link WatchEvent}. */
+  type: number;
+  /** The path below the one that is watched; empty is that one itself, or none. */
+  name: Buffer;
+}
+
+/** Cuts the output stream of a watch into events. */
+export class WatchDecoder extends EntryDecoder {
+  constructor() {
+    super({
+      what: 'watch',
+      maxNameBytes: MAX_PATH_BYTES,
+      isHeader: (nameBytes, type) =>
+        type === WatchEvent.rename || type === WatchEvent.change
+          ? true
+          : nameBytes === 0 && (type === WatchEvent.overflow || type === WatchEvent.ready),
+      isName: (name) => name.length === 0 || isPathBelow(name),
     });
   }
 }

@@ -86,6 +86,7 @@ export const FileOp = {
   utimes: 15,
   truncate: 16,
   copy: 17,
+  watch: 18,
 } as const;
 export const FileFlag = {
   nofollow: 1,
@@ -96,6 +97,7 @@ export const FileFlag = {
   update: 32,
   atomic: 64,
 } as const;
+export const WatchEvent = { rename: 1, change: 2, overflow: 3, ready: 4 } as const;
 export const ParkMode = { stand: 0, flush: 1 } as const;
 export const RenewStage = {
   entropy: 1,

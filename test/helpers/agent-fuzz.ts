@@ -144,6 +144,7 @@ function sensibleFrame(random: Random, newId: number): Buffer {
       }),
     () => protocol.encodeStat(newId, path, { followLinks: flag() }),
     () => protocol.encodeReaddir(newId, path, { outputLimit: limit, recursive: flag() }),
+    () => protocol.encodeWatch(newId, path, { outputLimit: limit, recursive: flag() }),
     () => protocol.encodeMkdir(newId, path, { recursive: flag(), mode: 0o777 }),
     () => protocol.encodeRename(newId, path, other),
     () => protocol.encodeCopyFile(newId, path, other, { exclusive: flag() }),

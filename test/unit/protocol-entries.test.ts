@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 
-import { DirentDecoder, ProtocolError } from '../../lib/internal/protocol.js';
+import { DirentDecoder, ProtocolError, WatchDecoder } from '../../lib/internal/protocol.js';
 
 describe('DirentDecoder', () => {
   const listing = Buffer.concat([
@@ -104,5 +104,48 @@ describe('DirentDecoder of a tree', () => {
       }
     }
     expect(found).toBeGreaterThan(0);
+  });
+});
+
+describe('WatchDecoder', () => {
+  test('reads events with a path, with none, and cut anywhere', () => {
+    const bytes = Buffer.concat([
+      Buffer.from([0, 0, 4, 0]),
+      Buffer.from([3, 0, 1, 0]),
+      Buffer.from('a/b'),
+      Buffer.from([0, 0, 2, 0]),
+      Buffer.from([0, 0, 3, 0]),
+    ]);
+    for (let split = 0; split <= bytes.length; split++) {
+      const decoder = new WatchDecoder();
+      const events = [
+        ...decoder.push(bytes.subarray(0, split)),
+        ...decoder.push(bytes.subarray(split)),
+      ];
+      expect(events.map(({ type, name }) => `${type} ${name}`)).toEqual([
+        '4 ',
+        '1 a/b',
+        '2 ',
+        '3 ',
+      ]);
+      decoder.end();
+    }
+  });
+
+  test.each([
+    ['type 0', '00000000'],
+    ['an unknown type', '00000500'],
+    ['reserved bits', '00000101'],
+    ['an overflow with a path', '0100030061'],
+    ['a readiness with a path', '0100040061'],
+    ['an absolute path', '020001002f61'],
+    ['a path upwards', '050002002e2e2f61'],
+    ['a path of 4096 bytes', '00100100'],
+  ])('refuses %s', (_name, hex) => {
+    expect(() => {
+      const decoder = new WatchDecoder();
+      decoder.push(Buffer.from(hex, 'hex'));
+      decoder.end();
+    }).toThrow(ProtocolError);
   });
 });

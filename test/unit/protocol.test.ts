@@ -68,6 +68,7 @@ describe('numbers', () => {
     ['fk_exec_stage', 'FK_STAGE_', protocol.ExecStage],
     ['fk_file_op', 'FK_FILE_', protocol.FileOp],
     ['fk_file_flag', 'FK_FILE_', protocol.FileFlag],
+    ['fk_watch_event', 'FK_WATCH_', protocol.WatchEvent],
     ['fk_park', 'FK_PARK_', protocol.ParkMode],
     ['fk_renew_stage', 'FK_RENEW_', protocol.RenewStage],
   ] as const)('enum %s is the same in the header', (name, prefix, values) => {
