@@ -1,5 +1,7 @@
 // What the methods of `vm.fs` take.
 
+import type { FileChangeInfo } from 'node:fs/promises';
+
 /** A path in the guest: a string, or bytes where it is not UTF-8. */
 export type GuestPath = string | Uint8Array;
 
@@ -135,3 +137,33 @@ export interface ReaddirOptions extends EncodingOptions {
 
 /** A time as `utimes` takes it: a Date, or seconds since 1970 as a number or its text. */
 export type FileTime = number | string | Date;
+
+/** What `watch` takes besides the path. */
+export interface WatchOptions extends EncodingOptions {
+  /** Whether directories below are watched too, new ones as well. @defaultValue `false` */
+  readonly recursive?: boolean;
+  /**
+   * What happens when changes come faster than they are taken, and the guest has dropped some: an
+   * error with code `ERR_FS_WATCH_QUEUE_OVERFLOW` ends the loop, or it goes on without them.
+   *
+   * @defaultValue `'throw'`
+   */
+  readonly overflow?: 'throw' | 'ignore';
+}
+
+/**
+ * Changes of files, for a `for await` loop. It watches from the call on; leaving the loop, or
+ * `return()`, ends it.
+ */
+export interface FileWatcher<Name extends string | Buffer = string>
+  extends AsyncIterable<FileChangeInfo<Name>>,
+    AsyncDisposable {
+  /**
+   * Resolves when everything that was there is watched, which for a large tree takes a while: later
+   * changes are not missed. Rejects if it does not come to that, and may be left alone.
+   */
+  readonly ready: Promise<void>;
+  next(): Promise<IteratorResult<FileChangeInfo<Name>, undefined>>;
+  return(): Promise<IteratorResult<FileChangeInfo<Name>, undefined>>;
+  [Symbol.asyncIterator](): this;
+}

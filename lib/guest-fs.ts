@@ -6,6 +6,7 @@ import type {
   EncodingOptions,
   FileContents,
   FileTime,
+  FileWatcher,
   FsOptions,
   GuestPath,
   MkdirOptions,
@@ -14,6 +15,7 @@ import type {
   ReadStreamOptions,
   RmOptions,
   StatOptions,
+  WatchOptions,
   WriteFileOptions,
   WriteStreamOptions,
 } from './guest-fs-options.js';
@@ -33,12 +35,14 @@ import {
   checkReadStream,
   checkRm,
   checkSimple,
+  checkWatch,
   checkWriteFile,
   checkWriteStream,
 } from './internal/fs-options.js';
 import { checkPath } from './internal/fs-paths.js';
 import { Errno, request, requestPath, requestTwoPaths } from './internal/fs-request.js';
 import { FileReadable, FileWritable } from './internal/fs-streams.js';
+import { Watcher } from './internal/fs-watch.js';
 import type { Guest } from './internal/guest.js';
 import {
   encodeAccess,
@@ -369,5 +373,33 @@ export class GuestFs {
       signal,
       encode: (id, checked) => encodeTruncate(id, checked, len),
     });
+  }
+
+  /**
+   * Watches a file, a directory, or with `recursive` a tree: yields `{ eventType, filename }`,
+   * `'rename'` for what has come or gone, and `'change'` for contents or attributes. `filename` is
+   * below the directory; changes of what is watched itself have its base name. Symbolic links below
+   * are not followed.
+   *
+   * It watches from the call on, and holds the event loop until it is ended: leave the loop, or abort
+   * `signal`, which throws an `AbortError`. When what is watched is removed or renamed, the loop ends.
+   * Otherwise it throws what ended it: a file's error (`ENOENT`; `ENOSPC` for more directories than
+   * the guest can watch, `EMFILE` for more watches), the VM's, or that changes were lost, see
+   * {@link WatchOptions}.
+   */
+  watch(
+    path: GuestPath,
+    options: 'buffer' | (WatchOptions & { encoding: 'buffer' }),
+  ): FileWatcher<Buffer>;
+  watch(
+    path: GuestPath,
+    options?: (WatchOptions & { encoding?: BufferEncoding | null }) | BufferEncoding | null,
+  ): FileWatcher;
+  watch(
+    path: GuestPath,
+    options?: WatchOptions | BufferEncoding | 'buffer' | null,
+  ): FileWatcher<string | Buffer> {
+    const checked = checkWatch(options);
+    return new Watcher(this.#guest, checkPath(path), checked);
   }
 }

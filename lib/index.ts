@@ -26,6 +26,7 @@ export type {
   EncodingOptions,
   FileContents,
   FileTime,
+  FileWatcher,
   FsOptions,
   GuestFs,
   GuestPath,
@@ -35,6 +36,7 @@ export type {
   ReadStreamOptions,
   RmOptions,
   StatOptions,
+  WatchOptions,
   WriteFileOptions,
   WriteStreamOptions,
 } from './guest-fs.js';

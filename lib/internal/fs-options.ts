@@ -14,6 +14,7 @@ import type {
   ReadStreamOptions,
   RmOptions,
   StatOptions,
+  WatchOptions,
   WriteFileOptions,
   WriteStreamOptions,
 } from '../guest-fs-options.js';
@@ -254,6 +255,25 @@ export function checkReaddir(value: ReaddirOptions | Text | null | undefined): C
     encoding: textOf(encoding),
     withFileTypes: checkBoolean('withFileTypes', withFileTypes),
     recursive: checkBoolean('recursive', recursive),
+    signal: signalOf(signal),
+  };
+}
+
+export interface CheckedWatch {
+  readonly encoding: Text;
+  readonly recursive: boolean;
+  readonly overflow: 'throw' | 'ignore';
+  readonly signal: Signal;
+}
+
+export function checkWatch(value: WatchOptions | Text | null | undefined): CheckedWatch {
+  const known = ['encoding', 'recursive', 'overflow', 'signal'] as const;
+  const given = options<WatchOptions>('watch', value, known);
+  const { encoding, recursive = false, overflow = 'throw', signal } = given;
+  return {
+    encoding: textOf(encoding),
+    recursive: checkBoolean('recursive', recursive),
+    overflow: flagOf('overflow', overflow, ['throw', 'ignore']),
     signal: signalOf(signal),
   };
 }

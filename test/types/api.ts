@@ -1,6 +1,7 @@
 // Checked by the compiler alone (`npm run typecheck`): what callers may write, and what they get.
 
 import { type BigIntStats, constants, type Dirent, type Stats } from 'node:fs';
+import type { FileChangeInfo } from 'node:fs/promises';
 import type { Readable, Writable } from 'node:stream';
 
 import {
@@ -9,6 +10,7 @@ import {
   ExecError,
   type ExecProcess,
   type ExecResult,
+  type FileWatcher,
   type ForkCapacity,
   type ForkTimings,
   GiB,
@@ -77,6 +79,12 @@ export async function files({ fs }: Vm): Promise<void> {
   expectType<Buffer>()(await fs.realpath('/x', 'buffer'), true);
   expectType<string>()(await fs.mkdtemp('/tmp/x-', { encoding: 'utf8' }), true);
   await fs.utimes('/x', new Date(), 5);
+  for await (const change of fs.watch('/x', { recursive: true })) {
+    expectType<FileChangeInfo<string>>()(change, true);
+  }
+  await using watcher = fs.watch('/x', 'buffer');
+  expectType<FileWatcher<Buffer>>()(watcher, true);
+  await watcher.ready;
 
   // @ts-expect-error not contents
   await fs.writeFile('/x', 5);
