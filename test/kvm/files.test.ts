@@ -1,13 +1,14 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { constants } from 'node:fs';
-import { Readable, type Writable } from 'node:stream';
+import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { beforeAll, describe, expect, test } from 'vitest';
 
-import { type FileWatcher, MiB, type Vm } from '../../lib/index.js';
+import { MiB, type Vm } from '../../lib/index.js';
+import { atRest, end, until } from '../helpers/guest-files.js';
 import { hasKvm } from '../helpers/has-kvm.js';
 import { patience } from '../helpers/patience.js';
 import { sharedVm } from '../helpers/shared-vm.js';
@@ -16,41 +17,8 @@ import { sharedVm } from '../helpers/shared-vm.js';
 // options are checked and how errors look in detail is tested without a VM, in test/unit. The last
 // tests end the VM.
 
-/** How a stream ends: when it is closed, the error that it had. */
-async function end(stream: Readable | Writable): Promise<unknown> {
-  let failure: Error | undefined;
-  stream.on('error', (error) => {
-    failure = error;
-  });
-  await new Promise((resolve) => stream.on('close', resolve));
-  return failure;
-}
-
-/** Takes changes up to the first of a name. */
-async function until(watcher: FileWatcher, filename: string): Promise<string[]> {
-  const seen: string[] = [];
-  while (!seen.at(-1)?.endsWith(` ${filename}`)) {
-    const { value } = await watcher.next();
-    if (value === undefined) throw new Error(`The watch ended after ${seen}`);
-    seen.push(`${value.eventType} ${value.filename}`);
-  }
-  return seen;
-}
-
 function sha256(bytes: Uint8Array): string {
   return createHash('sha256').update(bytes).digest('hex');
-}
-
-/** A count of bytes that has come to rest: nothing is under way any more. */
-async function atRest(vm: Vm, field: 'vsockBytesFromGuest' | 'vsockBytesToGuest'): Promise<number> {
-  let bytes = -1;
-  for (let quiet = 0; quiet < 5; quiet++) {
-    const now = (await vm.stats())[field];
-    if (now !== bytes) quiet = 0;
-    bytes = now;
-    await delay(patience(300));
-  }
-  return bytes;
 }
 
 describe.runIf(hasKvm)('the files of a VM', () => {

@@ -2,14 +2,14 @@ import { randomBytes } from 'node:crypto';
 import diagnostics_channel from 'node:diagnostics_channel';
 import { once } from 'node:events';
 import * as host from 'node:fs/promises';
-import { Readable, type Writable } from 'node:stream';
+import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
-import { setImmediate as immediate } from 'node:timers/promises';
 
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 
 import type { DiagnosticsMessage } from '../../lib/index.js';
 import { AgentGuest } from '../helpers/agent-guest.js';
+import { end } from '../helpers/guest-files.js';
 
 let guest: AgentGuest;
 
@@ -33,18 +33,6 @@ function exists(path: string): Promise<boolean> {
     () => true,
     () => false,
   );
-}
-
-/** How a stream ends: after its `close`, the error that it had. */
-async function end(stream: Readable | Writable): Promise<Error | undefined> {
-  let failure: Error | undefined;
-  stream.on('error', (error: Error) => {
-    failure = error;
-  });
-  // Closed, but its events may still be to come.
-  if (stream.closed) await immediate();
-  else await new Promise((resolve) => stream.on('close', resolve));
-  return failure;
 }
 
 describe('createReadStream()', () => {

@@ -5,8 +5,9 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 
-import type { DiagnosticsMessage, FileWatcher } from '../../lib/index.js';
+import type { DiagnosticsMessage } from '../../lib/index.js';
 import { AgentGuest } from '../helpers/agent-guest.js';
+import { until } from '../helpers/guest-files.js';
 
 let guest: AgentGuest;
 let directory: string;
@@ -24,17 +25,6 @@ beforeEach(async () => {
 afterAll(async () => {
   await guest.stop();
 });
-
-/** Changes up to the first of a name. */
-async function until(watcher: FileWatcher, filename: string): Promise<string[]> {
-  const seen: string[] = [];
-  while (!seen.at(-1)?.endsWith(` ${filename}`)) {
-    const { value } = await watcher.next();
-    if (value === undefined) throw new Error(`ended after ${seen}`);
-    seen.push(`${value.eventType} ${value.filename}`);
-  }
-  return seen;
-}
 
 test('watch() yields changes from the call on, and lets go when the loop is left', async () => {
   const watcher = guest.fs.watch(directory);
