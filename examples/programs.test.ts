@@ -22,6 +22,12 @@ async function run(name: string, ...args: string[]): Promise<string> {
 }
 
 describe.runIf(backend !== 'none')('the example', () => {
+  test('files.mjs', async () => {
+    expect(await run('files.mjs')).toBe(
+      'new: numbers\nnew: done\nsum: 200010000\nlines: 5000\nconfig: {"version":2}\n',
+    );
+  });
+
   test('fork-tree.mjs', async () => {
     expect(await run('fork-tree.mjs')).toBe(
       [

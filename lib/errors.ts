@@ -177,13 +177,18 @@ export function guestFileError(
   errno: number,
   syscall: string,
   path: string,
-): NodeJS.ErrnoException {
+  dest?: string,
+): NodeJS.ErrnoException & { dest?: string } {
   const { code, text } = describeErrno(errno);
-  const error: NodeJS.ErrnoException = new Error(`${code}: ${text}, ${syscall} '${path}'`);
+  const paths = dest === undefined ? `'${path}'` : `'${path}' -> '${dest}'`;
+  const error: NodeJS.ErrnoException & { dest?: string } = new Error(
+    `${code}: ${text}, ${syscall} ${paths}`,
+  );
   error.errno = -errno;
   error.code = code;
   error.syscall = syscall;
   error.path = path;
+  if (dest !== undefined) error.dest = dest;
   return error;
 }
 

@@ -1,117 +1,79 @@
 import type { BigIntStats, Dirent, Stats } from 'node:fs';
+import type { Readable, Writable } from 'node:stream';
 
-import { AbortError, guestFileError, VmError } from './errors.js';
-import type { Operation } from './internal/agent-connection.js';
-import { Collector } from './internal/collector.js';
-import { observe } from './internal/diagnostics.js';
+import type {
+  AppendFileOptions,
+  EncodingOptions,
+  FileContents,
+  FileTime,
+  FileWatcher,
+  FsOptions,
+  GuestPath,
+  MkdirOptions,
+  ReaddirOptions,
+  ReadFileOptions,
+  ReadStreamOptions,
+  RmOptions,
+  StatOptions,
+  WatchOptions,
+  WriteFileOptions,
+  WriteStreamOptions,
+} from './guest-fs-options.js';
+import { changeOwner, changeTimes, describe, makeTemporary } from './internal/fs-attributes.js';
+import { readWhole, writeWhole } from './internal/fs-contents.js';
+import { listDirectory } from './internal/fs-list.js';
 import {
-  type CheckedWrite,
+  checkAccessMode,
+  checkAppendFile,
+  checkCopyMode,
+  checkLength,
   checkMkdir,
+  checkMode,
+  checkNames,
   checkReaddir,
   checkReadFile,
+  checkReadStream,
   checkRm,
-  checkStat,
+  checkSimple,
+  checkWatch,
   checkWriteFile,
-  type GuestPath,
-  pathText,
+  checkWriteStream,
 } from './internal/fs-options.js';
+import { checkPath } from './internal/fs-paths.js';
+import { Errno, request, requestPath, requestTwoPaths } from './internal/fs-request.js';
+import { FileReadable, FileWritable } from './internal/fs-streams.js';
+import { Watcher } from './internal/fs-watch.js';
 import type { Guest } from './internal/guest.js';
-import { makeBigIntStats, makeDirent, makeStats } from './internal/guest-stats.js';
-import { writeContents } from './internal/guest-write.js';
 import {
-  DirentDecoder,
+  encodeAccess,
+  encodeChmod,
+  encodeCopyFile,
+  encodeLink,
   encodeMkdir,
-  encodeReaddir,
-  encodeReadFile,
+  encodeReadlink,
+  encodeRealpath,
   encodeRemove,
-  encodeStat,
-  encodeWriteFile,
-  ProtocolError,
-  type ReplyMessage,
+  encodeRename,
+  encodeSymlink,
+  encodeTruncate,
 } from './internal/protocol.js';
 
-export type { GuestPath } from './internal/fs-options.js';
+export type * from './guest-fs-options.js';
 
-/** Most bytes that a directory's entries may take; some 200 000 names of usual length. */
-const MAX_DIRECTORY_BYTES = 8 * 1024 * 1024;
-
-const EISDIR = 21;
-const ECANCELED = 125;
-/** Errors of the contents rather than of opening the file: ENOSPC, EFBIG, EIO, EDQUOT. */
-const WRITE_ERRNOS: ReadonlySet<number> = new Set([28, 27, 5, 122]);
-
-/** What `readFile` takes besides the path. */
-export interface ReadFileOptions {
-  /** Encoding of the returned string; without it a Buffer is returned. */
-  readonly encoding?: BufferEncoding | null;
-  /** Aborts the operation. */
-  readonly signal?: AbortSignal;
-  /**
-   * Largest file that is read, in bytes, 0 to 2^31 - 1; a larger one is a RangeError with code
-   * `ERR_FS_FILE_TOO_LARGE`. A guest decides how much a file yields, so set it where that matters.
-   *
-   * @defaultValue 2^31 - 1, which is node:fs's own limit
-   */
-  readonly maxBytes?: number;
-}
-
-/** What `writeFile` takes besides the path and the data. */
-export interface WriteFileOptions {
-  /** Encoding of strings. @defaultValue `'utf8'` */
-  readonly encoding?: BufferEncoding | null;
-  /** Permission bits of a file that is created. @defaultValue 0o666, less the guest's umask 022 */
-  readonly mode?: number;
-  /** `'w'` truncates, `'a'` appends; with an `x` the file must not exist. @defaultValue `'w'` */
-  readonly flag?: 'w' | 'wx' | 'a' | 'ax';
-  /** Aborts the operation; what was written by then stays. */
-  readonly signal?: AbortSignal;
-}
-
-/** What `writeFile` writes. */
-export type FileContents =
-  | string
-  | NodeJS.ArrayBufferView
-  | Iterable<string | NodeJS.ArrayBufferView>
-  | AsyncIterable<string | NodeJS.ArrayBufferView>;
-
-/** What `mkdir` takes besides the path. */
-export interface MkdirOptions {
-  /** Creates missing parents, and takes an existing directory. @defaultValue `false` */
-  readonly recursive?: boolean;
-  /** Permission bits. @defaultValue 0o777, less the guest's umask 022 */
-  readonly mode?: number;
-}
-
-/** What `rm` takes besides the path. */
-export interface RmOptions {
-  /** Removes directories with everything in them. @defaultValue `false` */
-  readonly recursive?: boolean;
-  /** Whether a missing path is no error. @defaultValue `false` */
-  readonly force?: boolean;
-}
-
-/** What `stat` and `lstat` take besides the path. */
-export interface StatOptions {
-  /** Whether numbers are bigints. @defaultValue `false` */
-  readonly bigint?: boolean;
-}
-
-/** What `readdir` takes besides the path. */
-export interface ReaddirOptions {
-  /** Encoding of names; `'buffer'` for Buffers. @defaultValue `'utf8'` */
-  readonly encoding?: BufferEncoding | 'buffer' | null;
-  /** Whether entries are `Dirent`s instead of names. @defaultValue `false` */
-  readonly withFileTypes?: boolean;
-}
+type Text = EncodingOptions & { encoding?: BufferEncoding | null };
+type Bytes = 'buffer' | (EncodingOptions & { encoding: 'buffer' });
 
 /**
  * Files of the guest, as `node:fs/promises` has them for the host's.
  *
  * Paths are the guest's: absolute, or relative to `/`; a Uint8Array for names that are not UTF-8.
  * Failures of a file are `NodeJS.ErrnoException`s with `code` (`'ENOENT'`), negative `errno`,
- * `syscall` and `path`. Failures of the VM are {@link VmError}s: `ERR_VM_EXITED`, `ERR_VM_CLOSED`,
+ * `syscall` and `path`, and `dest` where there are two paths. Failures of the VM are
+ * {@link VmError}s: `ERR_VM_EXITED`, `ERR_VM_CLOSED`, `ERR_VM_RESET`, `ERR_VM_PAUSED`,
  * `ERR_VM_AGENT_UNRESPONSIVE`, `ERR_VM_AGENT_PROTOCOL`. Wrong arguments are TypeErrors and
- * RangeErrors that name the option.
+ * RangeErrors that name the option. Every method takes a `signal`, see {@link FsOptions}.
+ *
+ * The guest's agent is root: permissions stop it only where they stop root.
  */
 export class GuestFs {
   readonly #guest: Guest;
@@ -138,64 +100,91 @@ export class GuestFs {
     path: GuestPath,
     options?: ReadFileOptions | BufferEncoding | null,
   ): Promise<string | Buffer> {
-    const checked = checkReadFile(path, options);
-    const { maxBytes, encoding, signal } = checked;
-    return this.#observed('readFile', path, { maxBytes }, async () => {
-      if (signal?.aborted) throw new AbortError(signal.reason);
-      const operation = this.#guest.agent.begin('other', ({ id, output }) =>
-        encodeReadFile(id, path, { outputLimit: output.takeInitialLimit() }),
-      );
-      const collector = new Collector(operation.output, maxBytes, () => operation.cancel());
-      const reply = await this.#reply(operation, signal);
-      if (collector.overflowed) throw fileTooLarge(maxBytes);
-      if (reply.errno !== 0) {
-        const syscall = reply.errno === EISDIR ? 'read' : 'open';
-        throw guestFileError(reply.errno, syscall, pathText(path));
-      }
-      const { bytes } = collector;
-      const value = encoding === null ? bytes : bytes.toString(encoding);
-      return { value, result: { bytes: bytes.length } };
-    });
+    const { encoding, ...checked } = checkReadFile(options);
+    const bytes = await readWhole(this.#guest, checkPath(path), checked);
+    return encoding === null ? bytes : bytes.toString(encoding);
   }
 
   /**
    * Writes a file, and creates it if need be. Streams and other iterables are read as fast as the
-   * guest writes.
+   * guest writes. With `atomic` the file is never there in part.
    */
   async writeFile(
     path: GuestPath,
     data: FileContents,
     options?: WriteFileOptions | BufferEncoding | null,
   ): Promise<void> {
-    const checked: CheckedWrite = checkWriteFile(path, data, options);
-    const { flag, mode, signal } = checked;
-    await this.#observed('writeFile', path, { flag, mode }, async () => {
-      if (signal?.aborted) throw new AbortError(signal.reason);
-      const operation = this.#guest.agent.begin('write', ({ id }) =>
-        encodeWriteFile(id, path, {
-          append: flag.startsWith('a'),
-          exclusive: flag.endsWith('x'),
-          ...(mode !== undefined && { mode }),
-        }),
-      );
-      const written = writeContents(operation, checked);
-      written.catch(() => {});
-      const reply = await this.#reply(operation, signal);
-      // Nobody aborted, so the source failed, and says how.
-      if (reply.errno === ECANCELED) await written;
-      if (reply.errno !== 0) {
-        const syscall = WRITE_ERRNOS.has(reply.errno) ? 'write' : 'open';
-        throw guestFileError(reply.errno, syscall, pathText(path));
-      }
-      return { value: undefined, result: { bytes: await written } };
+    const checked = checkWriteFile(data, options);
+    await writeWhole(this.#guest, 'writeFile', checkPath(path), checked);
+  }
+
+  /** Appends to a file, and creates it if need be. */
+  async appendFile(
+    path: GuestPath,
+    data: FileContents,
+    options?: AppendFileOptions | BufferEncoding | null,
+  ): Promise<void> {
+    const checked = checkAppendFile(data, options);
+    await writeWhole(this.#guest, 'appendFile', checkPath(path), checked);
+  }
+
+  /**
+   * Copies a regular file inside the guest, with its mode. A copy that fails or is aborted is
+   * removed, unless it was there before.
+   *
+   * @param mode - `fs.constants.COPYFILE_EXCL`: fails with `EEXIST` if there is one already.
+   */
+  async copyFile(
+    source: GuestPath,
+    destination: GuestPath,
+    mode = 0,
+    options?: FsOptions,
+  ): Promise<void> {
+    const { exclusive } = checkCopyMode(mode);
+    const { signal } = checkSimple('copyFile', options);
+    await requestTwoPaths(this.#guest, source, destination, {
+      method: 'copyFile',
+      syscall: 'copyfile',
+      rest: { mode },
+      signal,
+      encode: (id, from, to) => encodeCopyFile(id, from, to, { exclusive }),
     });
   }
 
-  /** Lists a directory, without `.` and `..`, in no particular order. */
+  /**
+   * Reads a file, or a part of it, as a stream. The guest reads ahead by `highWaterMark` and waits
+   * for the reader then. As with node:fs, a failure without an `error` listener is an uncaught
+   * exception. Destroying the stream ends the reading; `close` follows when the guest has let go.
+   */
+  createReadStream(path: GuestPath, options?: ReadStreamOptions | BufferEncoding | null): Readable {
+    const checked = checkReadStream(options);
+    return new FileReadable(this.#guest, checkPath(path), checked);
+  }
+
+  /**
+   * Writes a file as a stream. Writes wait for the guest when it is slower, and `finish` comes when
+   * it has written everything. Destroying the stream leaves what was written by then.
+   */
+  createWriteStream(
+    path: GuestPath,
+    options?: WriteStreamOptions | BufferEncoding | null,
+  ): Writable {
+    const checked = checkWriteStream(options);
+    return new FileWritable(this.#guest, checkPath(path), checked);
+  }
+
+  /**
+   * Lists a directory, without `.` and `..`, in no particular order. Names may take 8 MiB;
+   * `ERR_VM_MAX_OUTPUT` beyond.
+   */
   readdir(
     path: GuestPath,
-    options: 'buffer' | { encoding: 'buffer'; withFileTypes?: false },
+    options: 'buffer' | (ReaddirOptions & { encoding: 'buffer'; withFileTypes?: false }),
   ): Promise<Buffer[]>;
+  readdir(
+    path: GuestPath,
+    options: ReaddirOptions & { encoding: 'buffer'; withFileTypes: true },
+  ): Promise<Dirent<Buffer>[]>;
   readdir(
     path: GuestPath,
     options: ReaddirOptions & { encoding?: BufferEncoding | null; withFileTypes: true },
@@ -210,35 +199,9 @@ export class GuestFs {
   async readdir(
     path: GuestPath,
     options?: ReaddirOptions | BufferEncoding | 'buffer' | null,
-  ): Promise<string[] | Buffer[] | Dirent[]> {
-    const { encoding, withFileTypes } = checkReaddir(path, options);
-    type Entries = string[] | Buffer[] | Dirent[];
-    return this.#observed<Entries>('readdir', path, { withFileTypes }, async () => {
-      const operation = this.#guest.agent.begin('other', ({ id, output }) =>
-        encodeReaddir(id, path, { outputLimit: output.takeInitialLimit() }),
-      );
-      const collector = new Collector(operation.output, MAX_DIRECTORY_BYTES, () =>
-        operation.cancel(),
-      );
-      const reply = await this.#reply(operation, undefined);
-      if (collector.overflowed) {
-        throw new VmError({
-          code: 'ERR_VM_MAX_OUTPUT',
-          message: `The entries of '${pathText(path)}' take more than ${MAX_DIRECTORY_BYTES} bytes`,
-        });
-      }
-      if (reply.errno !== 0) throw guestFileError(reply.errno, 'scandir', pathText(path));
-      const records = decodeEntries(collector.bytes);
-      const result = { entries: records.length };
-      if (encoding === 'buffer') {
-        return { value: records.map(({ name }) => Buffer.from(name)), result };
-      }
-      if (withFileTypes) {
-        const parent = pathText(path);
-        return { value: records.map((record) => makeDirent(record, parent, encoding)), result };
-      }
-      return { value: records.map(({ name }) => name.toString(encoding)), result };
-    });
+  ): Promise<(string | Buffer)[] | Dirent<string | Buffer>[]> {
+    const checked = checkReaddir(options);
+    return await listDirectory(this.#guest, checkPath(path), checked);
   }
 
   /** Describes a file; symbolic links are followed. */
@@ -246,7 +209,7 @@ export class GuestFs {
   stat(path: GuestPath, options?: StatOptions & { bigint?: false }): Promise<Stats>;
   stat(path: GuestPath, options?: StatOptions): Promise<Stats | BigIntStats>;
   async stat(path: GuestPath, options?: StatOptions): Promise<Stats | BigIntStats> {
-    return this.#stat('stat', path, options);
+    return await describe(this.#guest, 'stat', path, options);
   }
 
   /** Describes a file; a symbolic link is described itself. */
@@ -254,20 +217,68 @@ export class GuestFs {
   lstat(path: GuestPath, options?: StatOptions & { bigint?: false }): Promise<Stats>;
   lstat(path: GuestPath, options?: StatOptions): Promise<Stats | BigIntStats>;
   async lstat(path: GuestPath, options?: StatOptions): Promise<Stats | BigIntStats> {
-    return this.#stat('lstat', path, options);
+    return await describe(this.#guest, 'lstat', path, options);
+  }
+
+  /**
+   * Rejects unless the guest's root may do that with a file: `EACCES` for executing what nobody may,
+   * `EROFS` for writing to a read-only file system.
+   *
+   * @param mode - `fs.constants.F_OK`, or `R_OK`, `W_OK` and `X_OK` together.
+   */
+  async access(path: GuestPath, mode = 0, options?: FsOptions): Promise<void> {
+    checkAccessMode(mode);
+    const { signal } = checkSimple('access', options);
+    await request(this.#guest, path, {
+      method: 'access',
+      rest: { mode },
+      signal,
+      encode: (id, checked) => encodeAccess(id, checked, mode),
+    });
+  }
+
+  /** The path without symbolic links, `.` and `..`. */
+  realpath(path: GuestPath, options: Bytes): Promise<Buffer>;
+  realpath(path: GuestPath, options?: Text | BufferEncoding | null): Promise<string>;
+  async realpath(
+    path: GuestPath,
+    options?: EncodingOptions | BufferEncoding | 'buffer' | null,
+  ): Promise<string | Buffer> {
+    const checked = checkNames('realpath', options);
+    return await requestPath(this.#guest, 'realpath', path, encodeRealpath, checked);
+  }
+
+  /** What a symbolic link says. */
+  readlink(path: GuestPath, options: Bytes): Promise<Buffer>;
+  readlink(path: GuestPath, options?: Text | BufferEncoding | null): Promise<string>;
+  async readlink(
+    path: GuestPath,
+    options?: EncodingOptions | BufferEncoding | 'buffer' | null,
+  ): Promise<string | Buffer> {
+    const checked = checkNames('readlink', options);
+    return await requestPath(this.#guest, 'readlink', path, encodeReadlink, checked);
   }
 
   /** Creates a directory. Unlike node:fs's, it does not say which parents it created. */
   async mkdir(path: GuestPath, options?: MkdirOptions | number | null): Promise<void> {
-    const { recursive, mode } = checkMkdir(path, options);
-    await this.#observed('mkdir', path, { recursive, mode }, async () => {
-      const operation = this.#guest.agent.begin('other', ({ id }) =>
-        encodeMkdir(id, path, { recursive, ...(mode !== undefined && { mode }) }),
-      );
-      const reply = await this.#reply(operation, undefined);
-      if (reply.errno !== 0) throw guestFileError(reply.errno, 'mkdir', pathText(path));
-      return { value: undefined };
+    const { recursive, mode, signal } = checkMkdir(options);
+    await request(this.#guest, path, {
+      method: 'mkdir',
+      rest: { recursive, mode },
+      signal,
+      encode: (id, checked) =>
+        encodeMkdir(id, checked, { recursive, ...(mode !== undefined && { mode }) }),
     });
+  }
+
+  /** Creates a directory whose name is `prefix` and six random characters; only root may enter it. */
+  mkdtemp(prefix: GuestPath, options: Bytes): Promise<Buffer>;
+  mkdtemp(prefix: GuestPath, options?: Text | BufferEncoding | null): Promise<string>;
+  async mkdtemp(
+    prefix: GuestPath,
+    options?: EncodingOptions | BufferEncoding | 'buffer' | null,
+  ): Promise<string | Buffer> {
+    return await makeTemporary(this.#guest, prefix, checkNames('mkdtemp', options));
   }
 
   /**
@@ -275,93 +286,120 @@ export class GuestFs {
    * `ERR_FS_EISDIR`, as in node:fs.
    */
   async rm(path: GuestPath, options?: RmOptions): Promise<void> {
-    const { recursive, force } = checkRm(path, options);
-    await this.#observed('rm', path, { recursive, force }, async () => {
-      const operation = this.#guest.agent.begin('other', ({ id }) =>
-        encodeRemove(id, path, { recursive, force }),
-      );
-      const reply = await this.#reply(operation, undefined);
-      if (reply.errno !== 0) {
-        const error = guestFileError(reply.errno, 'rm', pathText(path));
-        if (reply.errno === EISDIR && !recursive) error.code = 'ERR_FS_EISDIR';
-        throw error;
-      }
-      return { value: undefined };
+    const { recursive, force, signal } = checkRm(options);
+    await request(this.#guest, path, {
+      method: 'rm',
+      rest: { recursive, force },
+      signal,
+      encode: (id, checked) => encodeRemove(id, checked, { recursive, force }),
+      refine: (error, errno) => {
+        if (errno === Errno.EISDIR && !recursive) error.code = 'ERR_FS_EISDIR';
+      },
     });
   }
 
-  async #stat(
-    method: 'stat' | 'lstat',
-    path: GuestPath,
-    options: StatOptions | undefined,
-  ): Promise<Stats | BigIntStats> {
-    const { bigint } = checkStat(`vm.fs.${method}()`, path, options);
-    return this.#observed(method, path, {}, async () => {
-      const operation = this.#guest.agent.begin('other', ({ id }) =>
-        encodeStat(id, path, { followLinks: method === 'stat' }),
-      );
-      const reply = await this.#reply(operation, undefined);
-      if (reply.errno !== 0) throw guestFileError(reply.errno, method, pathText(path));
-      if (reply.stat === null) throw brokenReply('a stat without its fields');
-      return { value: bigint ? makeBigIntStats(reply.stat) : makeStats(reply.stat) };
+  /** Moves a file or a directory inside its file system, over what is there; else `EXDEV`. */
+  async rename(from: GuestPath, to: GuestPath, options?: FsOptions): Promise<void> {
+    const { signal } = checkSimple('rename', options);
+    const call = { method: 'rename', signal, encode: encodeRename };
+    await requestTwoPaths(this.#guest, from, to, call);
+  }
+
+  /** Sets permission bits, 0 to 0o7777. */
+  async chmod(path: GuestPath, mode: number, options?: FsOptions): Promise<void> {
+    checkMode(mode);
+    const { signal } = checkSimple('chmod', options);
+    await request(this.#guest, path, {
+      method: 'chmod',
+      rest: { mode },
+      signal,
+      encode: (id, checked) => encodeChmod(id, checked, mode),
     });
   }
 
-  /** Waits for the reply; an abort waits until the guest has let go. */
-  async #reply(operation: Operation, signal: AbortSignal | undefined): Promise<ReplyMessage> {
-    const onAbort = (): void => operation.cancel();
-    signal?.addEventListener('abort', onAbort, { once: true });
-    try {
-      const reply = await operation.reply;
-      if (signal?.aborted && reply.errno !== 0) throw new AbortError(signal.reason);
-      return reply;
-    } finally {
-      signal?.removeEventListener('abort', onAbort);
-    }
+  /** Sets owner and group; -1 leaves one as it is. */
+  async chown(path: GuestPath, uid: number, gid: number, options?: FsOptions): Promise<void> {
+    await changeOwner(this.#guest, 'chown', path, uid, gid, options);
   }
 
-  async #observed<T>(
-    operation: string,
+  /** Like `chown`, for a symbolic link itself. */
+  async lchown(path: GuestPath, uid: number, gid: number, options?: FsOptions): Promise<void> {
+    await changeOwner(this.#guest, 'lchown', path, uid, gid, options);
+  }
+
+  /** Gives a file a second name. */
+  async link(existingPath: GuestPath, newPath: GuestPath, options?: FsOptions): Promise<void> {
+    const { signal } = checkSimple('link', options);
+    const call = { method: 'link', signal, encode: encodeLink };
+    await requestTwoPaths(this.#guest, existingPath, newPath, call);
+  }
+
+  /** Creates a symbolic link at `path` that says `target`. */
+  async symlink(target: GuestPath, path: GuestPath, options?: FsOptions): Promise<void> {
+    const { signal } = checkSimple('symlink', options);
+    const call = { method: 'symlink', signal, encode: encodeSymlink };
+    await requestTwoPaths(this.#guest, target, path, call);
+  }
+
+  /** Sets the times of access and modification, to the millisecond or microsecond. */
+  async utimes(
     path: GuestPath,
-    rest: Readonly<Record<string, unknown>>,
-    run: () => Promise<{ value: T; result?: Readonly<Record<string, unknown>> }>,
-  ): Promise<T> {
-    const observation = observe('fs', this.#guest, operation, () => ({
-      path: pathText(path),
-      ...rest,
-    }));
-    try {
-      const { value, result } = await run();
-      observation.succeed(result);
-      return value;
-    } catch (error) {
-      observation.fail(error);
-      throw error;
-    }
+    atime: FileTime,
+    mtime: FileTime,
+    options?: FsOptions,
+  ): Promise<void> {
+    await changeTimes(this.#guest, 'utimes', path, atime, mtime, options);
   }
-}
 
-function fileTooLarge(maxBytes: number): RangeError {
-  const error = new RangeError(`The file is larger than ${maxBytes} bytes`);
-  return Object.assign(error, { code: 'ERR_FS_FILE_TOO_LARGE' });
-}
+  /** Like `utimes`, for a symbolic link itself. */
+  async lutimes(
+    path: GuestPath,
+    atime: FileTime,
+    mtime: FileTime,
+    options?: FsOptions,
+  ): Promise<void> {
+    await changeTimes(this.#guest, 'lutimes', path, atime, mtime, options);
+  }
 
-function brokenReply(what: string, cause?: unknown): VmError {
-  return new VmError({
-    code: 'ERR_VM_AGENT_PROTOCOL',
-    message: `The guest agent answered with ${what}`,
-    ...(cause !== undefined && { cause }),
-  });
-}
+  /** Cuts a file off at `len` bytes, or extends it with zeros. */
+  async truncate(path: GuestPath, len = 0, options?: FsOptions): Promise<void> {
+    checkLength(len);
+    const { signal } = checkSimple('truncate', options);
+    await request(this.#guest, path, {
+      method: 'truncate',
+      // node:fs opens the file first, and most of what can fail is that.
+      syscall: 'open',
+      rest: { len },
+      signal,
+      encode: (id, checked) => encodeTruncate(id, checked, len),
+    });
+  }
 
-function decodeEntries(bytes: Buffer): { name: Buffer; type: number }[] {
-  const decoder = new DirentDecoder();
-  try {
-    const records = decoder.push(bytes);
-    decoder.end();
-    return records;
-  } catch (cause) {
-    if (!(cause instanceof ProtocolError)) throw cause;
-    throw brokenReply(`a broken directory listing: ${cause.message}`, cause);
+  /**
+   * Watches a file, a directory, or with `recursive` a tree: yields `{ eventType, filename }`,
+   * `'rename'` for what has come or gone, and `'change'` for contents or attributes. `filename` is
+   * below the directory; changes of what is watched itself have its base name. Symbolic links below
+   * are not followed.
+   *
+   * It watches from the call on, and holds the event loop until it is ended: leave the loop, or abort
+   * `signal`, which throws an `AbortError`. When what is watched is removed or renamed, the loop ends.
+   * Otherwise it throws what ended it: a file's error (`ENOENT`; `ENOSPC` for more directories than
+   * the guest can watch, `EMFILE` for more watches), the VM's, or that changes were lost, see
+   * {@link WatchOptions}.
+   */
+  watch(
+    path: GuestPath,
+    options: 'buffer' | (WatchOptions & { encoding: 'buffer' }),
+  ): FileWatcher<Buffer>;
+  watch(
+    path: GuestPath,
+    options?: (WatchOptions & { encoding?: BufferEncoding | null }) | BufferEncoding | null,
+  ): FileWatcher;
+  watch(
+    path: GuestPath,
+    options?: WatchOptions | BufferEncoding | 'buffer' | null,
+  ): FileWatcher<string | Buffer> {
+    const checked = checkWatch(options);
+    return new Watcher(this.#guest, checkPath(path), checked);
   }
 }

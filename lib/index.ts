@@ -22,15 +22,23 @@ export type {
   ExecStatus,
 } from './exec.js';
 export type {
+  AppendFileOptions,
+  EncodingOptions,
   FileContents,
+  FileTime,
+  FileWatcher,
+  FsOptions,
   GuestFs,
   GuestPath,
   MkdirOptions,
   ReaddirOptions,
   ReadFileOptions,
+  ReadStreamOptions,
   RmOptions,
   StatOptions,
+  WatchOptions,
   WriteFileOptions,
+  WriteStreamOptions,
 } from './guest-fs.js';
 export type { DiagnosticsMessage } from './internal/diagnostics.js';
 export type { ForkCapacity } from './internal/fork-limits.js';

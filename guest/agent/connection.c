@@ -16,7 +16,9 @@ enum {
   HEADER = sizeof(struct fk_header),
   // Two frames of the largest usual size: one that is being parsed, one that arrives.
   RECEIVE_BYTES = 2 * (HEADER + FK_MAX_PAYLOAD),
-  SEND_BYTES = 4 * (HEADER + FK_MAX_PAYLOAD) + 4096,
+  SEND_BYTES = 4 * (HEADER + FK_MAX_PAYLOAD) + 8192,
+  // Kept free by data for the frames that end an operation.
+  ENDS_BYTES = 2048,
   // Most that waits for a frame that is worth a packet.
   LAZY_BYTES = 4096,
 };
@@ -185,8 +187,8 @@ void connection_reply(uint32_t id, int error) {
 }
 
 uint8_t* connection_data_begin(size_t* room) {
-  // Some room stays for the frames that end an operation, and tiny data frames are not worth it.
-  const size_t reserved = HEADER + 4 * CONNECTION_REPLY_ROOM;
+  // Tiny data frames are not worth it.
+  const size_t reserved = HEADER + ENDS_BYTES;
   const size_t total = connection_room();
   if (total < reserved + 1024) {
     *room = 0;

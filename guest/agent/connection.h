@@ -9,8 +9,9 @@
 #include "protocol.h"
 
 /* Room that must be free before a frame of the host is looked at, so that
-   whatever answers it at once (at most a window and a reply) always fits. */
-enum { CONNECTION_REPLY_ROOM = 512 };
+   whatever answers it at once (at most a window and a reply, which may have a
+   path) always fits. */
+enum { CONNECTION_REPLY_ROOM = 4608 };
 
 /* Takes over the connected stream socket `fd`. Returns 0 or an errno. */
 int connection_open(int fd);

@@ -5,109 +5,99 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/sysmacros.h>
-#include <unistd.h>
 
 #include "connection.h"
+#include "limits.h"
 #include "protocol.h"
 #include "records.h"
 
+// Two integers of `size` bytes each.
+static bool take_pair(const struct record* record, void* first, void* second, size_t size) {
+  if (record->length != 2 * size) return false;
+  memcpy(first, record->bytes, size);
+  memcpy(second, record->bytes + size, size);
+  return true;
+}
+
 static bool take_record(struct file_request* request, const struct record* record) {
+  if (record->tag < 32) request->given |= 1u << record->tag;
   switch (record->tag) {
     case FK_TAG_PATH:
       return (request->path = record_string(record)) != NULL;
+    case FK_TAG_DESTINATION:
+      return (request->destination = record_string(record)) != NULL;
     case FK_TAG_OUTPUT_LIMIT:
       return record_u64(record, &request->output_limit);
     case FK_TAG_FLAGS:
       return record_u32(record, &request->flags);
     case FK_TAG_MODE:
       return record_u32(record, &request->mode);
+    case FK_TAG_SIZE:
+      return record_u64(record, &request->size);
     case FK_TAG_RANGE:
-      if (record->length != 2 * sizeof(uint64_t)) return false;
-      memcpy(&request->first, record->bytes, sizeof(uint64_t));
-      memcpy(&request->count, record->bytes + sizeof(uint64_t), sizeof(uint64_t));
-      return true;
+      return take_pair(record, &request->first, &request->count, sizeof(uint64_t));
+    case FK_TAG_OWNER:
+      return take_pair(record, &request->user, &request->group, sizeof(uint32_t));
+    case FK_TAG_TIMES:
+      return take_pair(record, &request->accessed_ns, &request->modified_ns, sizeof(int64_t));
     default:
       return false;
   }
 }
 
-void file_request(uint32_t id, uint32_t op, uint8_t* payload, size_t bytes) {
-  static int (*const operations[])(uint32_t, const struct file_request*) = {
-      [FK_FILE_READ] = file_read,   [FK_FILE_WRITE] = file_write,
-      [FK_FILE_STAT] = file_stat,   [FK_FILE_READDIR] = file_readdir,
-      [FK_FILE_MKDIR] = file_mkdir, [FK_FILE_REMOVE] = file_remove,
-  };
+// By enum fk_file_op.
+static const struct {
+  int (*start)(uint32_t, const struct file_request*);
+  uint32_t needs; /* records, a bit for each enum fk_tag */
+  uint32_t flags; /* that it knows */
+} operations[] = {
+    [FK_FILE_READ] = {file_read, 1u << FK_TAG_PATH, 0},
+    [FK_FILE_WRITE] = {file_write, 1u << FK_TAG_PATH,
+                       FK_FILE_APPEND | FK_FILE_EXCLUSIVE | FK_FILE_UPDATE | FK_FILE_ATOMIC},
+    [FK_FILE_STAT] = {file_stat, 1u << FK_TAG_PATH, FK_FILE_NOFOLLOW},
+    [FK_FILE_READDIR] = {file_readdir, 1u << FK_TAG_PATH, FK_FILE_RECURSIVE},
+    [FK_FILE_MKDIR] = {file_mkdir, 1u << FK_TAG_PATH, FK_FILE_RECURSIVE},
+    [FK_FILE_REMOVE] = {file_remove, 1u << FK_TAG_PATH, FK_FILE_RECURSIVE | FK_FILE_FORCE},
+    [FK_FILE_RENAME] = {file_rename, 1u << FK_TAG_PATH | 1u << FK_TAG_DESTINATION, 0},
+    [FK_FILE_LINK] = {file_link, 1u << FK_TAG_PATH | 1u << FK_TAG_DESTINATION, 0},
+    [FK_FILE_SYMLINK] = {file_symlink, 1u << FK_TAG_PATH | 1u << FK_TAG_DESTINATION, 0},
+    [FK_FILE_READLINK] = {file_readlink, 1u << FK_TAG_PATH, 0},
+    [FK_FILE_REALPATH] = {file_realpath, 1u << FK_TAG_PATH, 0},
+    [FK_FILE_ACCESS] = {file_access, 1u << FK_TAG_PATH | 1u << FK_TAG_MODE, 0},
+    [FK_FILE_CHMOD] = {file_chmod, 1u << FK_TAG_PATH | 1u << FK_TAG_MODE, 0},
+    [FK_FILE_CHOWN] = {file_chown, 1u << FK_TAG_PATH | 1u << FK_TAG_OWNER, FK_FILE_NOFOLLOW},
+    [FK_FILE_UTIMES] = {file_utimes, 1u << FK_TAG_PATH | 1u << FK_TAG_TIMES, FK_FILE_NOFOLLOW},
+    [FK_FILE_TRUNCATE] = {file_truncate, 1u << FK_TAG_PATH | 1u << FK_TAG_SIZE, 0},
+    [FK_FILE_COPY] = {file_copy, 1u << FK_TAG_PATH | 1u << FK_TAG_DESTINATION, FK_FILE_EXCLUSIVE},
+    [FK_FILE_WATCH] = {file_watch, 1u << FK_TAG_PATH, FK_FILE_RECURSIVE},
+};
+
+static int start(uint32_t id, uint32_t op, uint8_t* payload, size_t bytes) {
+  if (op >= sizeof(operations) / sizeof(operations[0]) || !operations[op].start) return EPROTO;
   struct file_request request = {.count = UINT64_MAX, .mode = op == FK_FILE_MKDIR ? 0777 : 0666};
   struct record_reader reader = {payload, payload + bytes};
   struct record record;
   bool malformed;
-  bool valid = op >= FK_FILE_READ && op <= FK_FILE_REMOVE;
-  while (valid && record_next(&reader, &record, &malformed)) valid = take_record(&request, &record);
-  int error = EPROTO;
-  if (valid && !malformed && request.path) error = operations[op](id, &request);
+  while (record_next(&reader, &record, &malformed)) {
+    if (!take_record(&request, &record)) return EPROTO;
+  }
+  const uint32_t needs = operations[op].needs;
+  if (malformed || (request.given & needs) != needs) return EPROTO;
+  if (request.flags & ~operations[op].flags) return EPROTO;
+  return operations[op].start(id, &request);
+}
+
+void file_request(uint32_t id, uint32_t op, uint8_t* payload, size_t bytes) {
+  const int error = start(id, op, payload, bytes);
   if (error >= 0) connection_reply(id, error);
 }
 
-// <sys/stat.h> of musl 1.2.3 has no statx, and <linux/stat.h> clashes with it.
-struct kernel_statx_time {
-  int64_t seconds;
-  uint32_t nanoseconds;
-  int32_t reserved;
-};
-struct kernel_statx {
-  uint32_t mask, blksize;
-  uint64_t attributes;
-  uint32_t nlink, uid, gid;
-  uint16_t mode, spare0;
-  uint64_t ino, size, blocks, attributes_mask;
-  struct kernel_statx_time atime, btime, ctime, mtime;
-  uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
-  uint64_t more[14];
-};
-_Static_assert(sizeof(struct kernel_statx) == 256, "kernel ABI");
-enum { KERNEL_STATX_BASIC_STATS = 0x7ff, KERNEL_STATX_BTIME = 0x800 };
-
-static int64_t nanoseconds(const struct kernel_statx_time* time) {
-  int64_t result;
-  // Times beyond the year 2262 do not fit; the nearest that does stands for them.
-  if (__builtin_mul_overflow(time->seconds, INT64_C(1000000000), &result) ||
-      __builtin_add_overflow(result, (int64_t)time->nanoseconds, &result)) {
-    return time->seconds < 0 ? INT64_MIN : INT64_MAX;
+int file_open(const char* path, int flags, mode_t mode) {
+  for (;;) {
+    // Devices and FIFOs must not hold the loop up, nor become anybody's terminal.
+    const int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, mode);
+    if (fd >= 0 || errno != EMFILE || !limits_raise()) return fd;
   }
-  return result;
-}
-
-int file_stat(uint32_t id, const struct file_request* request) {
-  if (request->flags & ~(uint32_t)FK_FILE_NOFOLLOW) return EPROTO;
-  struct kernel_statx from;
-  const int flags = request->flags & FK_FILE_NOFOLLOW ? AT_SYMLINK_NOFOLLOW : 0;
-  if (syscall(SYS_statx, AT_FDCWD, request->path, flags,
-              KERNEL_STATX_BASIC_STATS | KERNEL_STATX_BTIME, &from) < 0) {
-    return errno;
-  }
-  const struct fk_stat stat = {
-      .dev = makedev(from.dev_major, from.dev_minor),
-      .ino = from.ino,
-      .nlink = from.nlink,
-      .rdev = makedev(from.rdev_major, from.rdev_minor),
-      .size = from.size,
-      .blocks = from.blocks,
-      .atime_ns = nanoseconds(&from.atime),
-      .mtime_ns = nanoseconds(&from.mtime),
-      .ctime_ns = nanoseconds(&from.ctime),
-      .birthtime_ns = nanoseconds(from.mask & KERNEL_STATX_BTIME ? &from.btime : &from.ctime),
-      .mode = from.mode,
-      .uid = from.uid,
-      .gid = from.gid,
-      .blksize = from.blksize,
-  };
-  uint8_t payload[sizeof(struct fk_record) + sizeof(stat)];
-  record_put(payload, FK_TAG_STAT, &stat, sizeof(stat));
-  const struct fk_header header = {.payload_bytes = sizeof(payload), .type = FK_REPLY, .id = id};
-  connection_send(&header, payload);
-  return -1;
 }
 
 // The directory exists after this, or the errno says why not.
@@ -121,7 +111,6 @@ static int make_directory(const char* path, mode_t mode) {
 
 int file_mkdir(uint32_t id, const struct file_request* request) {
   (void)id;
-  if (request->flags & ~(uint32_t)FK_FILE_RECURSIVE) return EPROTO;
   char* path = request->path;
   const mode_t mode = request->mode & 07777;
   if (!(request->flags & FK_FILE_RECURSIVE)) return mkdir(path, mode) == 0 ? 0 : errno;

@@ -38,6 +38,9 @@
    its bytes at once and none of them wait in the agent's memory. */
 #define FK_FILE_WINDOW 524288u
 
+/* Longest path that a reply has, in bytes: Linux's PATH_MAX without the NUL. */
+#define FK_MAX_PATH 4095u
+
 /* Most operations that the agent keeps at once; more are refused with EAGAIN. */
 #define FK_MAX_OPERATIONS 4096u
 
@@ -121,14 +124,19 @@ enum fk_tag {
   FK_TAG_OUTPUT_LIMIT = 7, /* u64: initial limit of stdout / contents; default 0 */
   FK_TAG_ERROR_LIMIT = 8,  /* u64: initial limit of stderr; default 0 */
   FK_TAG_FLAGS = 9,        /* u32: enum fk_exec_flag or enum fk_file_flag */
-  FK_TAG_PATH = 10,        /* absolute or relative to "/", no NUL inside */
-  FK_TAG_MODE = 11,        /* u32: permission bits for creation, umask 022 applies */
+  FK_TAG_PATH = 10,        /* absolute or relative to "/", no NUL inside; in FK_REPLY what a
+                              link or a path leads to, 1 to FK_MAX_PATH bytes */
+  FK_TAG_MODE = 11,        /* u32: permission bits; for creation, umask 022 applies */
   FK_TAG_STAGE = 12,       /* u32: enum fk_exec_stage or enum fk_renew_stage: what failed */
   FK_TAG_EXIT_CODE = 13,   /* u32 */
   FK_TAG_SIGNAL = 14,      /* u32: the signal that ended the process */
   FK_TAG_STAT = 15,        /* struct fk_stat */
   FK_TAG_RANGE = 16,       /* two u64: first offset, byte count (UINT64_MAX: to the end) */
   FK_TAG_HOOK = 17,        /* file name of the hook that failed */
+  FK_TAG_DESTINATION = 18, /* the second path of a request that has two */
+  FK_TAG_OWNER = 19,       /* two u32: user and group; UINT32_MAX leaves one as it is */
+  FK_TAG_TIMES = 20,       /* two i64: access and modification, ns since 1970 */
+  FK_TAG_SIZE = 21,        /* u64: bytes */
 };
 
 enum fk_exec_flag {
@@ -151,19 +159,45 @@ enum fk_exec_stage {
 
 enum fk_file_op {
   FK_FILE_READ = 1,  /* PATH, RANGE?, OUTPUT_LIMIT?: contents on FK_OUTPUT, then FK_END, FK_REPLY */
-  FK_FILE_WRITE = 2, /* PATH, MODE?, FLAGS?: contents on FK_INPUT up to FK_END, then FK_REPLY */
+  FK_FILE_WRITE = 2, /* PATH, MODE?, RANGE? (only its first offset), FLAGS?: contents on FK_INPUT
+                        up to FK_END, then FK_REPLY */
   FK_FILE_STAT = 3,  /* PATH, FLAGS?: FK_REPLY with STAT */
-  FK_FILE_READDIR = 4, /* PATH, OUTPUT_LIMIT?: struct fk_dirent + name, packed, on FK_OUTPUT */
-  FK_FILE_MKDIR = 5,   /* PATH, MODE?, FLAGS? (RECURSIVE) */
-  FK_FILE_REMOVE = 6,  /* PATH, FLAGS? (RECURSIVE, FORCE): node's fs.rm */
+  FK_FILE_READDIR = 4,   /* PATH, OUTPUT_LIMIT?, FLAGS? (RECURSIVE): struct fk_dirent + name,
+                            packed, on FK_OUTPUT */
+  FK_FILE_MKDIR = 5,     /* PATH, MODE?, FLAGS? (RECURSIVE) */
+  FK_FILE_REMOVE = 6,    /* PATH, FLAGS? (RECURSIVE, FORCE): node's fs.rm */
+  FK_FILE_RENAME = 7,    /* PATH, DESTINATION */
+  FK_FILE_LINK = 8,      /* PATH, DESTINATION: a hard link at the latter */
+  FK_FILE_SYMLINK = 9,   /* PATH, DESTINATION: a link at the latter that says the former */
+  FK_FILE_READLINK = 10, /* PATH: FK_REPLY with PATH */
+  FK_FILE_REALPATH = 11, /* PATH: FK_REPLY with PATH */
+  FK_FILE_ACCESS = 12,   /* PATH, MODE: of access(2) */
+  FK_FILE_CHMOD = 13,    /* PATH, MODE */
+  FK_FILE_CHOWN = 14,    /* PATH, OWNER, FLAGS? (NOFOLLOW) */
+  FK_FILE_UTIMES = 15,   /* PATH, TIMES, FLAGS? (NOFOLLOW) */
+  FK_FILE_TRUNCATE = 16, /* PATH, SIZE */
+  FK_FILE_COPY = 17,     /* PATH, DESTINATION, FLAGS? (EXCLUSIVE) */
+  FK_FILE_WATCH = 18,    /* PATH, OUTPUT_LIMIT?, FLAGS? (RECURSIVE): struct fk_dirent with enum
+                            fk_watch_event + path, packed, on FK_OUTPUT */
 };
 
 enum fk_file_flag {
-  FK_FILE_NOFOLLOW = 1u << 0,  /* STAT: lstat */
-  FK_FILE_RECURSIVE = 1u << 1, /* MKDIR, REMOVE */
+  FK_FILE_NOFOLLOW = 1u << 0,  /* STAT, CHOWN, UTIMES: of a symbolic link itself */
+  FK_FILE_RECURSIVE = 1u << 1, /* MKDIR, REMOVE, READDIR, WATCH */
   FK_FILE_FORCE = 1u << 2,     /* REMOVE: a missing path is not an error */
   FK_FILE_APPEND = 1u << 3,    /* WRITE: append instead of truncate */
-  FK_FILE_EXCLUSIVE = 1u << 4, /* WRITE: fail with EEXIST when it exists */
+  FK_FILE_EXCLUSIVE = 1u << 4, /* WRITE, COPY: fail with EEXIST when it exists */
+  FK_FILE_UPDATE = 1u << 5,    /* WRITE: into the file that is there, without truncating it */
+  FK_FILE_ATOMIC = 1u << 6,    /* WRITE: into a temporary file that takes the place at the end */
+};
+
+/* What FK_FILE_WATCH tells of. The path is below the one that is watched; empty
+   is that one itself. */
+enum fk_watch_event {
+  FK_WATCH_RENAME = 1,   /* an entry has come or gone */
+  FK_WATCH_CHANGE = 2,   /* contents or attributes have changed */
+  FK_WATCH_OVERFLOW = 3, /* events have been lost; no path */
+  FK_WATCH_READY = 4,    /* everything that was there is watched now; once, no path */
 };
 
 enum fk_park {
@@ -192,7 +226,8 @@ struct fk_stat {
 };
 _Static_assert(sizeof(struct fk_stat) == 96, "wire format");
 
-/* One directory entry; `name_bytes` bytes of name follow. `type` is DT_*. */
+/* One directory entry; `name_bytes` bytes of name follow, or with RECURSIVE of
+   the path below the directory, at most FK_MAX_PATH. `type` is DT_*. */
 struct fk_dirent {
   uint16_t name_bytes;
   uint8_t type;

@@ -179,7 +179,6 @@ static int remove_tree(uint32_t id, const char* path) {
 }
 
 int file_remove(uint32_t id, const struct file_request* request) {
-  if (request->flags & ~(uint32_t)(FK_FILE_RECURSIVE | FK_FILE_FORCE)) return EPROTO;
   if (unlink(request->path) == 0) return 0;
   int error = errno;
   if (error == EISDIR && request->flags & FK_FILE_RECURSIVE) error = remove_tree(id, request->path);

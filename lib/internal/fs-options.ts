@@ -1,14 +1,23 @@
-// Checks of the arguments of `vm.fs`.
+// Checks of the options of `vm.fs`.
+
+import { constants } from 'node:fs';
 
 import type {
+  AppendFileOptions,
+  EncodingOptions,
   FileContents,
+  FileTime,
+  FsOptions,
   MkdirOptions,
   ReaddirOptions,
   ReadFileOptions,
+  ReadStreamOptions,
   RmOptions,
   StatOptions,
+  WatchOptions,
   WriteFileOptions,
-} from '../guest-fs.js';
+  WriteStreamOptions,
+} from '../guest-fs-options.js';
 import {
   checkBoolean,
   checkEncoding,
@@ -19,69 +28,86 @@ import {
   wrongType,
 } from './validate.js';
 
-/** A path in the guest: a string, or bytes where it is not UTF-8. */
-export type GuestPath = string | Uint8Array;
-
-/** What Linux takes as a path, in bytes with the NUL at its end. */
-const PATH_MAX = 4096;
-
 /** node:fs's limit of what `readFile` returns, in bytes. */
 const MAX_FILE_BYTES = 2 ** 31 - 1;
 
 const MAX_MODE = 0o7777;
+const DEFAULT_HIGH_WATER_MARK = 64 * 1024;
+const MAX_HIGH_WATER_MARK = 2 ** 30;
+/** What leaves user or group as it is. */
+const KEEP_ID = 0xffff_ffff;
 
-const EMPTY = {} as const;
+const NS_PER_MS = 1_000_000n;
+const MAX_INT64 = 2n ** 63n - 1n;
 
-export function pathText(path: GuestPath): string {
-  return typeof path === 'string' ? path : Buffer.from(path).toString('utf8');
-}
-
-export function checkPath(path: unknown): asserts path is GuestPath {
-  if (typeof path !== 'string' && !(path instanceof Uint8Array)) {
-    throw new TypeError(`The path must be a string or a Uint8Array; got ${show(path)}`);
-  }
-  const hasNul = typeof path === 'string' ? path.includes('\0') : path.includes(0);
-  if (hasNul) throw new TypeError(`The path must not contain NUL; got ${show(path)}`);
-  // Longer ones are the guest's to refuse, as long as they fit into a request.
-  const bytes = typeof path === 'string' ? Buffer.byteLength(path) : path.length;
-  if (bytes > 8 * PATH_MAX) {
-    throw new RangeError(`The path must have less than ${PATH_MAX} bytes; got ${bytes}`);
-  }
-}
+type Signal = AbortSignal | undefined;
+type Text = BufferEncoding | 'buffer';
 
 function options<T extends object>(
-  where: string,
+  method: string,
   value: T | string | null | undefined,
   known: readonly (keyof T & string)[],
 ): Partial<T> & { encoding?: unknown } {
-  if (value === null) return EMPTY as Partial<T>;
+  if (value === null) return {} as Partial<T>;
   if (typeof value === 'string') return { encoding: value } as Partial<T> & { encoding: string };
-  return checkOptions(where, value, known);
+  return checkOptions(`vm.fs.${method}()`, value, known);
 }
 
-function checkMode(value: unknown): number | undefined {
-  return value === undefined ? undefined : checkInteger('mode', value, { min: 0, max: MAX_MODE });
+function signalOf(signal: unknown): Signal {
+  return signal === undefined ? undefined : checkSignal('signal', signal);
 }
 
-export function checkReadFile(
-  path: GuestPath,
-  value: ReadFileOptions | BufferEncoding | null | undefined,
-): { encoding: BufferEncoding | null; maxBytes: number; signal: AbortSignal | undefined } {
-  checkPath(path);
-  const given = options<ReadFileOptions>('vm.fs.readFile()', value, [
-    'encoding',
-    'signal',
-    'maxBytes',
-  ]);
-  const { encoding, signal, maxBytes } = given;
+function encodingOf<T>(encoding: unknown, absent: T): BufferEncoding | T {
+  return encoding === undefined || encoding === null ? absent : checkEncoding('encoding', encoding);
+}
+
+function textOf(encoding: unknown): Text {
+  return encoding === 'buffer' ? encoding : encodingOf(encoding, 'utf8');
+}
+
+function modeOf(value: unknown): number | undefined {
+  return value === undefined ? undefined : checkMode(value);
+}
+
+function flagOf<T extends string>(option: string, value: unknown, known: readonly T[]): T {
+  if (!(known as readonly unknown[]).includes(value)) {
+    throw wrongType(option, `one of ${known.join(', ')}`, value);
+  }
+  return value as T;
+}
+
+export function checkMode(value: unknown): number {
+  return checkInteger('mode', value, { min: 0, max: MAX_MODE });
+}
+
+/** For methods that take no options of their own. */
+export function checkSimple(method: string, value: FsOptions | undefined): { signal: Signal } {
+  const { signal } = options<FsOptions>(method, value, ['signal']);
+  return { signal: signalOf(signal) };
+}
+
+export function checkNames(
+  method: string,
+  value: EncodingOptions | Text | null | undefined,
+): { encoding: Text; signal: Signal } {
+  const { encoding, signal } = options<EncodingOptions>(method, value, ['encoding', 'signal']);
+  return { encoding: textOf(encoding), signal: signalOf(signal) };
+}
+
+export function checkReadFile(value: ReadFileOptions | BufferEncoding | null | undefined): {
+  encoding: BufferEncoding | null;
+  maxBytes: number;
+  signal: Signal;
+} {
+  const known = ['encoding', 'signal', 'maxBytes'] as const;
+  const { encoding, signal, maxBytes } = options<ReadFileOptions>('readFile', value, known);
   return {
-    encoding:
-      encoding === undefined || encoding === null ? null : checkEncoding('encoding', encoding),
+    encoding: encodingOf(encoding, null),
     maxBytes:
       maxBytes === undefined
         ? MAX_FILE_BYTES
         : checkInteger('maxBytes', maxBytes, { min: 0, max: MAX_FILE_BYTES }),
-    signal: signal === undefined ? undefined : checkSignal('signal', signal),
+    signal: signalOf(signal),
   };
 }
 
@@ -90,91 +116,257 @@ export interface CheckedWrite {
   readonly encoding: BufferEncoding;
   readonly mode: number | undefined;
   readonly flag: 'w' | 'wx' | 'a' | 'ax';
-  readonly signal: AbortSignal | undefined;
+  readonly atomic: boolean;
+  readonly signal: Signal;
 }
 
-const FLAGS = ['w', 'wx', 'a', 'ax'] as const;
-
-function isContents(data: unknown): data is FileContents {
-  if (typeof data === 'string' || ArrayBuffer.isView(data)) return true;
-  if (typeof data !== 'object' || data === null) return false;
-  return Symbol.iterator in data || Symbol.asyncIterator in data;
+function checkContents(data: unknown): asserts data is FileContents {
+  if (typeof data === 'string' || ArrayBuffer.isView(data)) return;
+  const isObject = typeof data === 'object' && data !== null;
+  if (isObject && (Symbol.iterator in data || Symbol.asyncIterator in data)) return;
+  throw new TypeError(
+    `The data must be a string, a Buffer, a typed array or an iterable of them; got ${show(data)}`,
+  );
 }
 
 export function checkWriteFile(
-  path: GuestPath,
   data: FileContents,
   value: WriteFileOptions | BufferEncoding | null | undefined,
 ): CheckedWrite {
-  checkPath(path);
-  if (!isContents(data)) {
-    throw new TypeError(
-      `The data must be a string, a Buffer, a typed array or an iterable of them; got ${show(data)}`,
-    );
+  checkContents(data);
+  const known = ['encoding', 'mode', 'flag', 'atomic', 'signal'] as const;
+  const given = options<WriteFileOptions>('writeFile', value, known);
+  const { encoding, mode, flag = 'w', atomic = false, signal } = given;
+  flagOf('flag', flag, ['w', 'wx', 'a', 'ax']);
+  checkBoolean('atomic', atomic);
+  if (atomic && flag.startsWith('a')) {
+    throw new TypeError(`Option "atomic" needs the flag 'w' or 'wx'; got ${show(flag)}`);
   }
-  const given = options<WriteFileOptions>('vm.fs.writeFile()', value, [
-    'encoding',
-    'mode',
-    'flag',
-    'signal',
-  ]);
-  const { encoding, mode, flag = 'w', signal } = given;
-  if (!FLAGS.includes(flag)) throw wrongType('flag', `one of ${FLAGS.join(', ')}`, flag);
   return {
     data,
-    encoding:
-      encoding === undefined || encoding === null ? 'utf8' : checkEncoding('encoding', encoding),
-    mode: checkMode(mode),
+    encoding: encodingOf(encoding, 'utf8'),
+    mode: modeOf(mode),
     flag,
-    signal: signal === undefined ? undefined : checkSignal('signal', signal),
+    atomic,
+    signal: signalOf(signal),
   };
 }
 
-export function checkReaddir(
-  path: GuestPath,
-  value: ReaddirOptions | BufferEncoding | 'buffer' | null | undefined,
-): { encoding: BufferEncoding | 'buffer'; withFileTypes: boolean } {
-  checkPath(path);
-  const given = options<ReaddirOptions>('vm.fs.readdir()', value, ['encoding', 'withFileTypes']);
-  const { encoding, withFileTypes = false } = given;
-  checkBoolean('withFileTypes', withFileTypes);
-  if (encoding === 'buffer' && withFileTypes) {
-    throw new TypeError('Option "encoding" must be a text encoding with withFileTypes');
-  }
-  const text = encoding === undefined || encoding === null ? 'utf8' : encoding;
+export function checkAppendFile(
+  data: FileContents,
+  value: AppendFileOptions | BufferEncoding | null | undefined,
+): CheckedWrite {
+  checkContents(data);
+  const known = ['encoding', 'mode', 'flag', 'signal'] as const;
+  const given = options<AppendFileOptions>('appendFile', value, known);
+  const { encoding, mode, flag = 'a', signal } = given;
   return {
-    encoding: text === 'buffer' ? text : checkEncoding('encoding', text),
-    withFileTypes,
+    data,
+    encoding: encodingOf(encoding, 'utf8'),
+    mode: modeOf(mode),
+    flag: flagOf('flag', flag, ['a', 'ax']),
+    atomic: false,
+    signal: signalOf(signal),
   };
 }
 
-export function checkMkdir(
-  path: GuestPath,
-  value: MkdirOptions | number | null | undefined,
-): { recursive: boolean; mode: number | undefined } {
-  checkPath(path);
-  if (typeof value === 'number') return { recursive: false, mode: checkMode(value) };
-  const given = options<MkdirOptions>('vm.fs.mkdir()', value, ['recursive', 'mode']);
-  const { recursive = false, mode } = given;
-  return { recursive: checkBoolean('recursive', recursive), mode: checkMode(mode) };
+function highWaterMarkOf(value: unknown): number {
+  if (value === undefined) return DEFAULT_HIGH_WATER_MARK;
+  return checkInteger('highWaterMark', value, { min: 1, max: MAX_HIGH_WATER_MARK });
 }
 
-export function checkRm(
-  path: GuestPath,
-  value: RmOptions | undefined,
-): { recursive: boolean; force: boolean } {
-  checkPath(path);
-  const given = checkOptions<RmOptions>('vm.fs.rm()', value, ['recursive', 'force']);
-  const { recursive = false, force = false } = given;
-  return { recursive: checkBoolean('recursive', recursive), force: checkBoolean('force', force) };
+function offsetOf(option: string, value: unknown): number {
+  return checkInteger(option, value, { min: 0, max: Number.MAX_SAFE_INTEGER });
+}
+
+export interface CheckedReadStream {
+  readonly start: number | undefined;
+  readonly byteCount: number | undefined;
+  readonly encoding: BufferEncoding | null;
+  readonly highWaterMark: number;
+  readonly signal: Signal;
+}
+
+export function checkReadStream(
+  value: ReadStreamOptions | BufferEncoding | null | undefined,
+): CheckedReadStream {
+  const known = ['start', 'end', 'highWaterMark', 'encoding', 'signal'] as const;
+  const given = options<ReadStreamOptions>('createReadStream', value, known);
+  const { encoding, highWaterMark, signal } = given;
+  const start = given.start === undefined ? undefined : offsetOf('start', given.start);
+  let byteCount: number | undefined;
+  if (given.end !== undefined && given.end !== Infinity) {
+    const end = checkInteger('end', given.end, { min: 0, max: Number.MAX_SAFE_INTEGER - 1 });
+    if (end < (start ?? 0)) {
+      throw new RangeError(`Option "end" must not be less than "start"; got ${end}`);
+    }
+    byteCount = end - (start ?? 0) + 1;
+  }
+  return {
+    start,
+    byteCount,
+    encoding: encodingOf(encoding, null),
+    highWaterMark: highWaterMarkOf(highWaterMark),
+    signal: signalOf(signal),
+  };
+}
+
+export interface CheckedWriteStream {
+  readonly flags: 'w' | 'wx' | 'a' | 'ax' | 'r+';
+  readonly mode: number | undefined;
+  readonly start: number | undefined;
+  readonly encoding: BufferEncoding;
+  readonly highWaterMark: number;
+  readonly signal: Signal;
+}
+
+export function checkWriteStream(
+  value: WriteStreamOptions | BufferEncoding | null | undefined,
+): CheckedWriteStream {
+  const known = ['flags', 'mode', 'start', 'encoding', 'highWaterMark', 'signal'] as const;
+  const given = options<WriteStreamOptions>('createWriteStream', value, known);
+  const { flags = 'w', mode, start, encoding, highWaterMark, signal } = given;
+  flagOf('flags', flags, ['w', 'wx', 'a', 'ax', 'r+']);
+  if (start !== undefined && flags.startsWith('a')) {
+    throw new TypeError(`Option "start" cannot be used with the flags '${flags}', which append`);
+  }
+  return {
+    flags,
+    mode: modeOf(mode),
+    start: start === undefined ? undefined : offsetOf('start', start),
+    encoding: encodingOf(encoding, 'utf8'),
+    highWaterMark: highWaterMarkOf(highWaterMark),
+    signal: signalOf(signal),
+  };
+}
+
+export interface CheckedReaddir {
+  readonly encoding: Text;
+  readonly withFileTypes: boolean;
+  readonly recursive: boolean;
+  readonly signal: Signal;
+}
+
+export function checkReaddir(value: ReaddirOptions | Text | null | undefined): CheckedReaddir {
+  const known = ['encoding', 'withFileTypes', 'recursive', 'signal'] as const;
+  const given = options<ReaddirOptions>('readdir', value, known);
+  const { encoding, withFileTypes = false, recursive = false, signal } = given;
+  return {
+    encoding: textOf(encoding),
+    withFileTypes: checkBoolean('withFileTypes', withFileTypes),
+    recursive: checkBoolean('recursive', recursive),
+    signal: signalOf(signal),
+  };
+}
+
+export interface CheckedWatch {
+  readonly encoding: Text;
+  readonly recursive: boolean;
+  readonly overflow: 'throw' | 'ignore';
+  readonly signal: Signal;
+}
+
+export function checkWatch(value: WatchOptions | Text | null | undefined): CheckedWatch {
+  const known = ['encoding', 'recursive', 'overflow', 'signal'] as const;
+  const given = options<WatchOptions>('watch', value, known);
+  const { encoding, recursive = false, overflow = 'throw', signal } = given;
+  return {
+    encoding: textOf(encoding),
+    recursive: checkBoolean('recursive', recursive),
+    overflow: flagOf('overflow', overflow, ['throw', 'ignore']),
+    signal: signalOf(signal),
+  };
+}
+
+export function checkMkdir(value: MkdirOptions | number | null | undefined): {
+  recursive: boolean;
+  mode: number | undefined;
+  signal: Signal;
+} {
+  if (typeof value === 'number') {
+    return { recursive: false, mode: checkMode(value), signal: undefined };
+  }
+  const given = options<MkdirOptions>('mkdir', value, ['recursive', 'mode', 'signal']);
+  const { recursive = false, mode, signal } = given;
+  return {
+    recursive: checkBoolean('recursive', recursive),
+    mode: modeOf(mode),
+    signal: signalOf(signal),
+  };
+}
+
+export function checkRm(value: RmOptions | undefined): {
+  recursive: boolean;
+  force: boolean;
+  signal: Signal;
+} {
+  const given = options<RmOptions>('rm', value, ['recursive', 'force', 'signal']);
+  const { recursive = false, force = false, signal } = given;
+  return {
+    recursive: checkBoolean('recursive', recursive),
+    force: checkBoolean('force', force),
+    signal: signalOf(signal),
+  };
 }
 
 export function checkStat(
-  where: string,
-  path: GuestPath,
+  method: string,
   value: StatOptions | undefined,
-): { bigint: boolean } {
-  checkPath(path);
-  const { bigint = false } = checkOptions<StatOptions>(where, value, ['bigint']);
-  return { bigint: checkBoolean('bigint', bigint) };
+): { bigint: boolean; signal: Signal } {
+  const { bigint = false, signal } = options<StatOptions>(method, value, ['bigint', 'signal']);
+  return { bigint: checkBoolean('bigint', bigint), signal: signalOf(signal) };
+}
+
+/** What `access` asks for: `constants.F_OK`, or `R_OK`, `W_OK` and `X_OK` together. */
+export function checkAccessMode(value: unknown): number {
+  return checkInteger('mode', value, {
+    min: 0,
+    max: constants.R_OK | constants.W_OK | constants.X_OK,
+  });
+}
+
+/**
+ * How `copyFile` copies. A guest's file systems share no blocks between files: to prefer that is
+ * to have a copy, and to insist on it is refused.
+ */
+export function checkCopyMode(value: unknown): { exclusive: boolean } {
+  const { COPYFILE_EXCL, COPYFILE_FICLONE } = constants;
+  const mode = checkInteger('mode', value, { min: 0, max: COPYFILE_EXCL | COPYFILE_FICLONE });
+  return { exclusive: (mode & COPYFILE_EXCL) !== 0 };
+}
+
+/** A user or group; -1 leaves it as it is. */
+export function checkId(option: string, value: unknown): number {
+  const id = checkInteger(option, value, { min: -1, max: KEEP_ID - 1 });
+  return id === -1 ? KEEP_ID : id;
+}
+
+export function checkLength(value: unknown): number {
+  return checkInteger('len', value, { min: 0, max: Number.MAX_SAFE_INTEGER });
+}
+
+/** Nanoseconds since 1970. Seconds count to the microsecond, which is what a double is good for. */
+export function checkTime(option: string, value: FileTime): bigint {
+  const needed = 'a Date, or seconds since 1970';
+  let ns: bigint;
+  if (value instanceof Date) {
+    const ms = value.getTime();
+    if (Number.isNaN(ms)) throw new RangeError(`Option "${option}" is an invalid Date`);
+    ns = BigInt(ms) * NS_PER_MS;
+  } else {
+    const isText = typeof value === 'string' && value.trim() !== '';
+    const seconds: unknown = isText ? Number(value) : value;
+    if (typeof seconds !== 'number' || (isText && Number.isNaN(seconds))) {
+      throw wrongType(option, needed, value);
+    }
+    if (!Number.isFinite(seconds)) {
+      throw new RangeError(`Option "${option}" must be ${needed}; got ${show(value)}`);
+    }
+    const whole = Math.floor(seconds);
+    ns = BigInt(whole) * 1000n * NS_PER_MS + BigInt(Math.round((seconds - whole) * 1e6)) * 1000n;
+  }
+  if (ns > MAX_INT64 || ns < -MAX_INT64) {
+    throw new RangeError(`Option "${option}" must be between the years 1678 and 2261`);
+  }
+  return ns;
 }

@@ -2,7 +2,7 @@
 
 import { type BigIntStats, constants, type Dirent, type Stats } from 'node:fs';
 
-import type { DirentRecord, StatRecord } from './protocol.js';
+import type { StatRecord } from './protocol.js';
 
 const NS_PER_MS = 1_000_000n;
 
@@ -165,10 +165,10 @@ export function makeBigIntStats(record: StatRecord): BigIntStats {
   return new GuestBigIntStats(record);
 }
 
-export function makeDirent(
-  record: DirentRecord,
+export function makeDirent<Name extends string | Buffer>(
+  name: Name,
+  type: number,
   parentPath: string,
-  encoding: BufferEncoding,
-): Dirent {
-  return new GuestDirent(record.name.toString(encoding), record.type, parentPath);
+): Dirent<Name> {
+  return new GuestDirent(name, type, parentPath);
 }

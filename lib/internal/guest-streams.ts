@@ -23,6 +23,13 @@ function isolate(call: () => void): void {
   }
 }
 
+/** Hands on a chunk that arrived. */
+export function pushOwned(stream: Readable, chunk: Buffer): void {
+  // A short view must not keep the whole batch alive that it came with.
+  const owned = chunk.length * 2 < chunk.buffer.byteLength ? Buffer.from(chunk) : chunk;
+  isolate(() => stream.push(owned));
+}
+
 /**
  * Output of a command. Bytes cross into the host only as they are read; destroying the stream
  * makes the rest of the output vanish, and the command goes on.
@@ -52,9 +59,7 @@ export class GuestReadable extends Readable implements StreamSink {
       this.#stream.grant(DISCARD_WINDOW_BYTES);
       return;
     }
-    // A short view must not keep the whole batch alive that it came with.
-    const owned = chunk.length * 2 < chunk.buffer.byteLength ? Buffer.from(chunk) : chunk;
-    isolate(() => this.push(owned));
+    pushOwned(this, chunk);
   }
 
   onEnd(): void {

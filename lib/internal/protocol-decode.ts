@@ -3,6 +3,7 @@
 import {
   FrameType,
   HEADER_BYTES,
+  MAX_PATH_BYTES,
   MAX_PAYLOAD_BYTES,
   type OutputStream,
   RECORD_HEADER_BYTES,
@@ -13,9 +14,6 @@ import {
 
 const STAT_BYTES = 96;
 const MAX_ERRNO = 4095;
-const DIRENT_HEADER_BYTES = 4;
-/** Longest name of a Linux directory entry, in bytes. */
-const MAX_NAME_BYTES = 255;
 
 /** The guest sent bytes that no correct agent sends. */
 export class ProtocolError extends Error {
@@ -145,6 +143,8 @@ export interface ReplyMessage {
   exitCode: number | null;
   signal: number | null;
   stat: StatRecord | null;
+  /** What a link or a path leads to; never empty, without NUL. */
+  path: Buffer | null;
 }
 
 /** The guest has been made unique, or could not be. */
@@ -233,6 +233,7 @@ function parseReply(frame: Frame): ReplyMessage {
     exitCode: null,
     signal: null,
     stat: null,
+    path: null,
   };
   if (reply.errno > MAX_ERRNO) throw new ProtocolError(`errno ${reply.errno} out of range`);
   for (const { tag, bytes } of parseRecords(frame.payload)) {
@@ -240,6 +241,7 @@ function parseReply(frame: Frame): ReplyMessage {
     else if (tag === Tag.exitCode) reply.exitCode = boundedUInt32(bytes, 'exit code', 0, 255);
     else if (tag === Tag.signal) reply.signal = boundedUInt32(bytes, 'signal', 1, 64);
     else if (tag === Tag.stat) reply.stat = parseStat(bytes);
+    else if (tag === Tag.path) reply.path = parsePath(bytes);
     else throw new ProtocolError(`reply with record ${tag}`);
   }
   return reply;
@@ -287,6 +289,14 @@ function parseStat(bytes: Buffer): StatRecord {
     gid: bytes.readUInt32LE(88),
     blksize: bytes.readUInt32LE(92),
   };
+}
+
+function parsePath(bytes: Buffer): Buffer {
+  if (bytes.length < 1 || bytes.length > MAX_PATH_BYTES || bytes.includes(0)) {
+    throw new ProtocolError(`malformed path of ${bytes.length} bytes`);
+  }
+  // A copy, since a view would keep the whole batch alive that it came with.
+  return Buffer.from(bytes);
 }
 
 /** Splits a payload into records. */
@@ -341,48 +351,4 @@ function printable(bytes: Buffer): string {
     .subarray(0, 256)
     .toString('utf8')
     .replace(/[\u0000-\u001f\u007f-\u009f]/g, '\ufffd');
-}
-
-/** One entry of a directory listing. `type` is a DT_* number of `<dirent.h>`. */
-export interface DirentRecord {
-  name: Buffer;
-  type: number;
-}
-
-/** Cuts the output stream of a readdir into entries. Holds at most one entry. */
-export class DirentDecoder {
-  #rest: Buffer = Buffer.alloc(0);
-
-  push(bytes: Uint8Array): DirentRecord[] {
-    const input = this.#rest.length > 0 ? Buffer.concat([this.#rest, bytes]) : Buffer.from(bytes);
-    const entries: DirentRecord[] = [];
-    let at = 0;
-    while (input.length - at >= DIRENT_HEADER_BYTES) {
-      const size = input.readUInt16LE(at);
-      const type = input.readUInt8(at + 2);
-      if (size < 1 || size > MAX_NAME_BYTES || type > 15 || input.readUInt8(at + 3) !== 0) {
-        throw new ProtocolError('malformed directory entry');
-      }
-      const start = at + DIRENT_HEADER_BYTES;
-      if (input.length - start < size) break;
-      const name = input.subarray(start, start + size);
-      // A name with a slash would lead callers who join it to a path somewhere else.
-      if (name.includes(0) || name.includes(0x2f) || isDots(name)) {
-        throw new ProtocolError('directory entry with an impossible name');
-      }
-      entries.push({ name, type });
-      at = start + size;
-    }
-    this.#rest = Buffer.from(input.subarray(at));
-    return entries;
-  }
-
-  /** The stream is over: throws when it ended inside an entry. */
-  end(): void {
-    if (this.#rest.length > 0) throw new ProtocolError('directory listing ends inside an entry');
-  }
-}
-
-function isDots(name: Buffer): boolean {
-  return name.length <= 2 && name.every((byte) => byte === 0x2e);
 }

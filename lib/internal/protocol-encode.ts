@@ -2,8 +2,6 @@
 
 import {
   ExecFlag,
-  FileFlag,
-  FileOp,
   FrameType,
   HEADER_BYTES,
   MAX_EXEC_PAYLOAD_BYTES,
@@ -14,8 +12,6 @@ import {
   Stream,
   Tag,
 } from './protocol-numbers.js';
-
-const UINT64_MAX = 0xffff_ffff_ffff_ffffn;
 
 /** Puts a frame together. Fields that are left out are 0. */
 export function encodeFrame(frame: {
@@ -59,13 +55,13 @@ export function encodeRecord(tag: number, value: string | Uint8Array): Buffer {
   return record;
 }
 
-function uint32(value: number): Buffer {
-  const bytes = Buffer.allocUnsafe(4);
-  bytes.writeUInt32LE(value, 0);
+export function uint32(...values: number[]): Buffer {
+  const bytes = Buffer.allocUnsafe(4 * values.length);
+  for (const [index, value] of values.entries()) bytes.writeUInt32LE(value, 4 * index);
   return bytes;
 }
 
-function uint64(...values: (number | bigint)[]): Buffer {
+export function uint64(...values: (number | bigint)[]): Buffer {
   const bytes = Buffer.allocUnsafe(8 * values.length);
   for (const [index, value] of values.entries()) bytes.writeBigUInt64LE(BigInt(value), 8 * index);
   return bytes;
@@ -146,78 +142,4 @@ export function encodeEnd(id: number, offset: number): Buffer {
 /** Grants the guest bytes of an output stream up to the absolute offset `limit`. */
 export function encodeWindow(id: number, stream: OutputStream, limit: number): Buffer {
   return encodeFrame({ type: FrameType.window, stream, id, offset: limit });
-}
-
-/** Paths are absolute or relative to "/"; bytes that are not UTF-8 are passed as a Uint8Array. */
-export type GuestPath = string | Uint8Array;
-
-function encodeFile(id: number, op: number, path: GuestPath, ...more: Buffer[]): Buffer {
-  if (typeof path !== 'string' && path.includes(0)) {
-    throw new TypeError('Path contains a null byte');
-  }
-  const payload = [encodeRecord(Tag.path, path), ...more];
-  return encodeFrame({ type: FrameType.file, id, value: op, payload });
-}
-
-export function encodeReadFile(
-  id: number,
-  path: GuestPath,
-  options: { outputLimit?: number; start?: number; byteCount?: number } = {},
-): Buffer {
-  const records = [encodeRecord(Tag.outputLimit, uint64(options.outputLimit ?? 0))];
-  if (options.start !== undefined || options.byteCount !== undefined) {
-    const range = uint64(options.start ?? 0, options.byteCount ?? UINT64_MAX);
-    records.push(encodeRecord(Tag.range, range));
-  }
-  return encodeFile(id, FileOp.read, path, ...records);
-}
-
-export function encodeWriteFile(
-  id: number,
-  path: GuestPath,
-  options: { mode?: number; append?: boolean; exclusive?: boolean } = {},
-): Buffer {
-  const flags =
-    (options.append ? FileFlag.append : 0) | (options.exclusive ? FileFlag.exclusive : 0);
-  const records = [encodeRecord(Tag.flags, uint32(flags))];
-  if (options.mode !== undefined) records.push(encodeRecord(Tag.mode, uint32(options.mode)));
-  return encodeFile(id, FileOp.write, path, ...records);
-}
-
-export function encodeStat(
-  id: number,
-  path: GuestPath,
-  options: { followLinks?: boolean } = {},
-): Buffer {
-  const flags = options.followLinks === false ? FileFlag.nofollow : 0;
-  return encodeFile(id, FileOp.stat, path, encodeRecord(Tag.flags, uint32(flags)));
-}
-
-export function encodeReaddir(
-  id: number,
-  path: GuestPath,
-  options: { outputLimit?: number } = {},
-): Buffer {
-  const limit = encodeRecord(Tag.outputLimit, uint64(options.outputLimit ?? 0));
-  return encodeFile(id, FileOp.readdir, path, limit);
-}
-
-export function encodeMkdir(
-  id: number,
-  path: GuestPath,
-  options: { mode?: number; recursive?: boolean } = {},
-): Buffer {
-  const flags = options.recursive ? FileFlag.recursive : 0;
-  const records = [encodeRecord(Tag.flags, uint32(flags))];
-  if (options.mode !== undefined) records.push(encodeRecord(Tag.mode, uint32(options.mode)));
-  return encodeFile(id, FileOp.mkdir, path, ...records);
-}
-
-export function encodeRemove(
-  id: number,
-  path: GuestPath,
-  options: { recursive?: boolean; force?: boolean } = {},
-): Buffer {
-  const flags = (options.recursive ? FileFlag.recursive : 0) | (options.force ? FileFlag.force : 0);
-  return encodeFile(id, FileOp.remove, path, encodeRecord(Tag.flags, uint32(flags)));
 }

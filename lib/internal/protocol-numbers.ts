@@ -13,6 +13,8 @@ export const MAX_EXEC_PAYLOAD_BYTES = 2097152;
 export const INPUT_WINDOW_BYTES = 65536;
 /** Initial limit of the contents of a file to be written, in bytes. */
 export const FILE_WINDOW_BYTES = 524288;
+/** Longest path that a reply has, in bytes. */
+export const MAX_PATH_BYTES = 4095;
 /** Most operations that the agent keeps at once. */
 export const MAX_OPERATIONS = 4096;
 /** What each hook of a renewal may take, in milliseconds. */
@@ -58,18 +60,44 @@ export const Tag = {
   stat: 15,
   range: 16,
   hook: 17,
+  destination: 18,
+  owner: 19,
+  times: 20,
+  size: 21,
 } as const;
 
 export const ExecFlag = { stdin: 1, stdout: 2, stderr: 4, lazyStart: 8 } as const;
 export const ExecStage = { setup: 1, cwd: 2, execute: 3 } as const;
-export const FileOp = { read: 1, write: 2, stat: 3, readdir: 4, mkdir: 5, remove: 6 } as const;
+export const FileOp = {
+  read: 1,
+  write: 2,
+  stat: 3,
+  readdir: 4,
+  mkdir: 5,
+  remove: 6,
+  rename: 7,
+  link: 8,
+  symlink: 9,
+  readlink: 10,
+  realpath: 11,
+  access: 12,
+  chmod: 13,
+  chown: 14,
+  utimes: 15,
+  truncate: 16,
+  copy: 17,
+  watch: 18,
+} as const;
 export const FileFlag = {
   nofollow: 1,
   recursive: 2,
   force: 4,
   append: 8,
   exclusive: 16,
+  update: 32,
+  atomic: 64,
 } as const;
+export const WatchEvent = { rename: 1, change: 2, overflow: 3, ready: 4 } as const;
 export const ParkMode = { stand: 0, flush: 1 } as const;
 export const RenewStage = {
   entropy: 1,

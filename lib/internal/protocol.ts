@@ -8,4 +8,6 @@
 
 export * from './protocol-decode.js';
 export * from './protocol-encode.js';
+export * from './protocol-encode-files.js';
+export * from './protocol-entries.js';
 export * from './protocol-numbers.js';

@@ -76,6 +76,7 @@ const PATHS = [
   '/tmp/a',
   '/tmp/d',
   '/tmp/d/e/f',
+  '/tmp/b',
   '/tmp/../bin',
   '/bin/busybox',
   '/no/where',
@@ -96,6 +97,7 @@ const COMMANDS = [
 function sensibleFrame(random: Random, newId: number): Buffer {
   const id = newId - random.below(20);
   const path = random.pick(PATHS);
+  const other = random.pick(PATHS);
   const limit = random.pick([0, 1, 100, 65536, 2 ** 40]);
   const flag = () => random.below(2) === 1;
   const choices: (() => Buffer)[] = [
@@ -133,13 +135,38 @@ function sensibleFrame(random: Random, newId: number): Buffer {
       }),
     () =>
       protocol.encodeWriteFile(newId, path, {
-        append: flag(),
+        append: random.below(4) === 0,
+        update: random.below(4) === 0,
+        atomic: random.below(4) === 0,
         exclusive: flag(),
+        ...(flag() && { start: random.pick([0, 5, 2 ** 40]) }),
         mode: random.below(0o1000),
       }),
     () => protocol.encodeStat(newId, path, { followLinks: flag() }),
-    () => protocol.encodeReaddir(newId, path, { outputLimit: limit }),
+    () => protocol.encodeReaddir(newId, path, { outputLimit: limit, recursive: flag() }),
+    () => protocol.encodeWatch(newId, path, { outputLimit: limit, recursive: flag() }),
     () => protocol.encodeMkdir(newId, path, { recursive: flag(), mode: 0o777 }),
+    () => protocol.encodeRename(newId, path, other),
+    () => protocol.encodeCopyFile(newId, path, other, { exclusive: flag() }),
+    () => protocol.encodeLink(newId, path, other),
+    () => protocol.encodeSymlink(newId, path, other),
+    () => protocol.encodeReadlink(newId, path),
+    () => protocol.encodeRealpath(newId, path),
+    () => protocol.encodeAccess(newId, path, random.below(9)),
+    () => protocol.encodeChmod(newId, path, 0o600 + random.below(0o200)),
+    () =>
+      protocol.encodeChown(newId, path, {
+        user: random.pick([0, 65534, 2 ** 32 - 1]),
+        group: random.pick([0, 65534, 2 ** 32 - 1]),
+        followLinks: flag(),
+      }),
+    () =>
+      protocol.encodeUtimes(newId, path, {
+        accessedNs: random.pick([0n, -1n, 2n ** 63n - 1n, -(2n ** 63n)]),
+        modifiedNs: BigInt(random.below(2 ** 32)),
+        followLinks: flag(),
+      }),
+    () => protocol.encodeTruncate(newId, path, random.pick([0, 1, 70_000, 2 ** 40])),
     () =>
       protocol.encodeRemove(newId, path.startsWith('/tmp') ? path : '/tmp/d', {
         recursive: flag(),
@@ -172,7 +199,7 @@ function randomFrame(random: Random, id: number): Buffer {
     type: random.pick([...Object.values(FrameType), random.below(65536)]),
     stream: random.pick([0, 1, 2, 3, 65535]),
     id,
-    value: random.pick([0, 1, 2, 3, 4, 5, 6, 7, 2 ** 32 - 1]),
+    value: random.pick([random.below(20), 2 ** 32 - 1]),
     offset: random.pick([0, 1, 65536, Number.MAX_SAFE_INTEGER]),
     payload,
   });

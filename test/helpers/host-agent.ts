@@ -23,6 +23,7 @@ import {
   parseGuestMessage,
   type ReplyMessage,
   Stream,
+  type WriteFileRequest,
 } from '../../lib/internal/protocol.js';
 
 const BUILD = fileURLToPath(new URL('../../guest/agent/build', import.meta.url));
@@ -240,7 +241,7 @@ export class HostAgent {
   async writeFile(
     path: string,
     bytes: Uint8Array,
-    options: { mode?: number; append?: boolean; exclusive?: boolean } = {},
+    options: WriteFileRequest = {},
   ): Promise<Collected> {
     const operation = this.start((id) => encodeWriteFile(id, path, options), FILE_WINDOW_BYTES);
     // A write that fails ends before its contents are through; the reply says why.
@@ -248,10 +249,13 @@ export class HostAgent {
     return operation.done;
   }
 
-  async readdir(path: string): Promise<{ reply: Collected; entries: DirentRecord[] }> {
-    const request = { outputLimit: WIDE_OPEN };
+  async readdir(
+    path: string,
+    options: { recursive?: boolean } = {},
+  ): Promise<{ reply: Collected; entries: DirentRecord[] }> {
+    const request = { outputLimit: WIDE_OPEN, ...options };
     const reply = await this.start((id) => encodeReaddir(id, path, request)).done;
-    const decoder = new DirentDecoder();
+    const decoder = new DirentDecoder(options);
     const entries = decoder.push(reply.stdout);
     decoder.end();
     return { reply, entries };

@@ -1,6 +1,7 @@
 // Checked by the compiler alone (`npm run typecheck`): what callers may write, and what they get.
 
-import type { BigIntStats, Dirent, Stats } from 'node:fs';
+import { type BigIntStats, constants, type Dirent, type Stats } from 'node:fs';
+import type { FileChangeInfo } from 'node:fs/promises';
 import type { Readable, Writable } from 'node:stream';
 
 import {
@@ -9,6 +10,7 @@ import {
   ExecError,
   type ExecProcess,
   type ExecResult,
+  type FileWatcher,
   type ForkCapacity,
   type ForkTimings,
   GiB,
@@ -64,6 +66,25 @@ export async function files({ fs }: Vm): Promise<void> {
   await fs.writeFile('/x', ['a', 'b']);
   await fs.mkdir('/d', { recursive: true });
   await fs.rm('/d', { recursive: true, force: true });
+  await fs.writeFile('/x', '', { atomic: true, signal: AbortSignal.timeout(5) });
+  await fs.appendFile('/x', 'a', 'utf8');
+  await fs.copyFile('/x', '/y', constants.COPYFILE_EXCL);
+  expectType<Readable>()(fs.createReadStream('/x', { start: 1, end: 2 }), true);
+  expectType<Writable>()(fs.createWriteStream('/x', { flags: 'r+', start: 5 }), true);
+  expectType<string[]>()(await fs.readdir('/', { recursive: true }), true);
+  expectType<Buffer[]>()(await fs.readdir('/', { encoding: 'buffer', recursive: true }), true);
+  const both = { encoding: 'buffer', withFileTypes: true } as const;
+  expectType<Dirent<Buffer>[]>()(await fs.readdir('/', both), true);
+  expectType<string>()(await fs.readlink('/x'), true);
+  expectType<Buffer>()(await fs.realpath('/x', 'buffer'), true);
+  expectType<string>()(await fs.mkdtemp('/tmp/x-', { encoding: 'utf8' }), true);
+  await fs.utimes('/x', new Date(), 5);
+  for await (const change of fs.watch('/x', { recursive: true })) {
+    expectType<FileChangeInfo<string>>()(change, true);
+  }
+  await using watcher = fs.watch('/x', 'buffer');
+  expectType<FileWatcher<Buffer>>()(watcher, true);
+  await watcher.ready;
 
   // @ts-expect-error not contents
   await fs.writeFile('/x', 5);

@@ -15,6 +15,7 @@ import {
   encodeStat,
   encodeWriteFile,
   FILE_WINDOW_BYTES,
+  FileOp,
   FrameType,
   INPUT_WINDOW_BYTES,
   MAX_OPERATIONS,
@@ -53,6 +54,16 @@ describe('the agent answers EPROTO, and goes on, after', () => {
     [
       'a file request without a path',
       (id: number) => encodeFrame({ type: FrameType.file, id, value: 3 }),
+    ],
+    [
+      'a file request without its second path',
+      (id: number) =>
+        encodeFrame({
+          type: FrameType.file,
+          id,
+          value: FileOp.rename,
+          payload: [encodeRecord(Tag.path, '/')],
+        }),
     ],
     ['an exec without arguments', (id: number) => encodeFrame({ type: FrameType.exec, id })],
     [

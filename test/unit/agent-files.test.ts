@@ -22,7 +22,6 @@ import {
   encodeCancel,
   encodeData,
   encodeMkdir,
-  encodeReaddir,
   encodeReadFile,
   encodeRemove,
   encodeStat,
@@ -286,51 +285,6 @@ describe('stat', () => {
 
     expect(await stat(path('dangling'))).toMatchObject({ errno: ENOENT, stat: null });
     expect((await stat(path('dangling'), false)).stat?.size).toBe(BigInt('/nowhere/at/all'.length));
-  });
-});
-
-describe('readdir', () => {
-  test('lists names and types, without . and ..', async () => {
-    mkdirSync(path('listed/sub'), { recursive: true });
-    writeFileSync(path('listed/file \u00e4'), '');
-    symlinkSync('x', path('listed/link'));
-
-    const { entries } = await agent.readdir(path('listed'));
-
-    const found = entries.map(({ name, type }) => `${name} ${type}`);
-    expect(found.sort()).toEqual(['file \u00e4 8', 'link 10', 'sub 4']);
-  });
-
-  test('of an empty directory is empty', async () => {
-    mkdirSync(path('empty'));
-
-    expect(await agent.readdir(path('empty'))).toMatchObject({ reply: { errno: 0 }, entries: [] });
-  });
-
-  test('lists 10,000 entries, through a window of 1,000 bytes at a time', async () => {
-    mkdirSync(path('many'));
-    for (let i = 0; i < 10_000; i++) writeFileSync(path(`many/entry-${i}`), '');
-
-    const { entries } = await agent.readdir(path('many'));
-    const narrow = agent.start((id) => encodeReaddir(id, path('many'), { outputLimit: 0 }));
-    let over = false;
-    void narrow.done.then(() => {
-      over = true;
-    });
-    for (let limit = 1000; !over; limit += 1000) {
-      agent.send(encodeWindow(narrow.id, Stream.output, limit));
-      await agent.readFile('/proc/self/comm');
-    }
-
-    expect(new Set(entries.map(({ name }) => name.toString())).size).toBe(10_000);
-    expect((await narrow.done).stdout).toHaveLength(
-      entries.reduce((sum, { name }) => sum + name.length + 4, 0),
-    );
-  });
-
-  test('fails for a file and for a missing directory', async () => {
-    expect((await agent.readdir('/etc/passwd')).reply.errno).toBe(ENOTDIR);
-    expect((await agent.readdir(path('none'))).reply.errno).toBe(ENOENT);
   });
 });
 

@@ -5,7 +5,6 @@ import { describe, expect, test } from 'vitest';
 import * as protocol from '../../lib/internal/protocol.js';
 
 const {
-  DirentDecoder,
   encodeData,
   encodeEnd,
   encodeExec,
@@ -69,6 +68,7 @@ describe('numbers', () => {
     ['fk_exec_stage', 'FK_STAGE_', protocol.ExecStage],
     ['fk_file_op', 'FK_FILE_', protocol.FileOp],
     ['fk_file_flag', 'FK_FILE_', protocol.FileFlag],
+    ['fk_watch_event', 'FK_WATCH_', protocol.WatchEvent],
     ['fk_park', 'FK_PARK_', protocol.ParkMode],
     ['fk_renew_stage', 'FK_RENEW_', protocol.RenewStage],
   ] as const)('enum %s is the same in the header', (name, prefix, values) => {
@@ -82,6 +82,7 @@ describe('numbers', () => {
     ['FK_MAX_EXEC_PAYLOAD', protocol.MAX_EXEC_PAYLOAD_BYTES],
     ['FK_INPUT_WINDOW', protocol.INPUT_WINDOW_BYTES],
     ['FK_FILE_WINDOW', protocol.FILE_WINDOW_BYTES],
+    ['FK_MAX_PATH', protocol.MAX_PATH_BYTES],
     ['FK_MAX_OPERATIONS', protocol.MAX_OPERATIONS],
     ['FK_HOOK_TIMEOUT_MS', protocol.HOOK_TIMEOUT_MS],
   ])('%s is the same in the header', (name, value) => {
@@ -169,6 +170,7 @@ describe('parseGuestMessage()', () => {
       exitCode: 3,
       signal: null,
       stat: null,
+      path: null,
     });
   });
 
@@ -252,6 +254,18 @@ describe('parseGuestMessage()', () => {
       'a stat of another size',
       { type: FrameType.reply, payload: [encodeRecord(Tag.stat, Buffer.alloc(95))] },
     ],
+    [
+      'a path without bytes',
+      { type: FrameType.reply, payload: [encodeRecord(Tag.path, Buffer.alloc(0))] },
+    ],
+    [
+      'a path with a null byte',
+      { type: FrameType.reply, payload: [encodeRecord(Tag.path, Buffer.from('a\0b'))] },
+    ],
+    [
+      'a path that is too long',
+      { type: FrameType.reply, payload: [encodeRecord(Tag.path, Buffer.alloc(4096, 'x'))] },
+    ],
     ['a renewal of an operation', { type: FrameType.renewed, id: 1 }],
     ['a renewal that failed nowhere', { type: FrameType.renewed, value: 5 }],
     [
@@ -313,58 +327,6 @@ describe('parseGuestMessage()', () => {
       }
     }
     expect(parsed).toBeGreaterThan(0);
-  });
-});
-
-describe('DirentDecoder', () => {
-  const listing = Buffer.concat([
-    Buffer.from([1, 0, 8, 0]),
-    Buffer.from('a'),
-    Buffer.from([5, 0, 4, 0]),
-    Buffer.from('b c\u00e9'),
-  ]);
-  const entries = [
-    { name: Buffer.from('a'), type: 8 },
-    { name: Buffer.from('b c\u00e9'), type: 4 },
-  ];
-
-  test('finds the same entries wherever the bytes are split', () => {
-    for (let split = 0; split <= listing.length; split++) {
-      const decoder = new DirentDecoder();
-      const found = [
-        ...decoder.push(listing.subarray(0, split)),
-        ...decoder.push(listing.subarray(split)),
-      ];
-      decoder.end();
-      expect(found).toEqual(entries);
-    }
-  });
-
-  test('throws at the end of a listing that is cut off', () => {
-    const decoder = new DirentDecoder();
-    decoder.push(listing.subarray(0, 7));
-
-    expect(() => decoder.end()).toThrow(ProtocolError);
-  });
-
-  test.each([
-    ['a slash', '../../etc/passwd'],
-    ['a null byte', 'a\0b'],
-    ['the directory itself', '.'],
-    ['its parent', '..'],
-  ])('refuses a name with %s', (_name, text) => {
-    const bytes = Buffer.concat([Buffer.from([text.length, 0, 8, 0]), Buffer.from(text)]);
-
-    expect(() => new DirentDecoder().push(bytes)).toThrow(ProtocolError);
-  });
-
-  test.each([
-    ['an empty name', '00000800'],
-    ['a name of 256 bytes', '00010800'],
-    ['reserved bits', '01000801'],
-    ['an unknown type', '01001000'],
-  ])('refuses %s', (_name, hex) => {
-    expect(() => new DirentDecoder().push(Buffer.from(hex, 'hex'))).toThrow(ProtocolError);
   });
 });
 
