@@ -17,87 +17,13 @@ import { prepareBoot } from './internal/prepare-boot.js';
 import { checkText, show } from './internal/validate.js';
 import { type SessionObserver, VmSession } from './internal/vm-session.js';
 import { toVmStats, type VmStats } from './internal/vm-stats.js';
-import type { NativeExitReason } from './native.js';
 import { checkVmOptions, DEFAULT_ENVIRONMENT, type VmOptions } from './options.js';
 import { ParkedProgram } from './parked.js';
 import { type ForkOptions, Snapshot, type SnapshotOptions } from './snapshot.js';
+import type { ProcessInfo, VmEvents, VmExit, VmTimings } from './vm-types.js';
 
 export type { VmStats } from './internal/vm-stats.js';
-
-/** Why and how a VM stopped running. */
-export interface VmExit {
-  /**
-   * - `'power-off'`, `'halt'`: the guest stopped itself.
-   * - `'restart'`: the guest asked for a restart; a VM does not restart.
-   * - `'panic'`, `'triple-fault'`: the guest's kernel failed. One that is not ours ends with the
-   *   latter when it restarts as well.
-   * - `'internal-error'`: KVM could not go on; `detail` has the instruction.
-   * - `'host-error'`: the host failed under the VM.
-   * - `'io-error'`: the file behind its memory was truncated or cannot be read.
-   * - `'not-unique'`: a fork could not confirm that it is unique, and was stopped.
-   * - `'closed'`: `vm.close()`.
-   */
-  readonly reason: NativeExitReason | 'not-unique' | 'closed';
-  /** A sentence for people; may be empty. */
-  readonly detail: string;
-  /** The end of the serial console, as {@link Vm.console} has it: the guest's own bytes. */
-  readonly console: string;
-}
-
-/** Milliseconds of each stage of a boot, in order. */
-export interface BootTimings {
-  /** Options checked, files found, root packed. */
-  readonly prepareMs: number;
-  /** VM, interrupt controller and memory created. */
-  readonly createMs: number;
-  /** Kernel and root loaded into guest memory. */
-  readonly loadMs: number;
-  /** vCPUs, devices and their threads started. */
-  readonly startMs: number;
-  /** From the first guest instruction to the agent's first message. */
-  readonly guestMs: number;
-  /** Agent configured. */
-  readonly configureMs: number;
-  /** From the call of `Vm.create()` to the VM. */
-  readonly totalMs: number;
-}
-
-/** Milliseconds of each stage of a fork, in order. */
-export interface ForkTimings {
-  /** What it was made from: a fork that waited, an empty VM that waited, or nothing. */
-  readonly pool: 'fork' | 'shell' | 'none';
-  /** Options checked; of `vm.fork()` also the snapshot taken. */
-  readonly prepareMs: number;
-  /** An empty VM created or taken. */
-  readonly createMs: number;
-  /** Memory mapped, processors and devices restored. */
-  readonly restoreMs: number;
-  /** From the call of `fork()` to the VM. */
-  readonly totalMs: number;
-}
-
-/** Milliseconds of each stage of a VM's boot or fork. */
-export type VmTimings = BootTimings | ForkTimings;
-
-/** A command that was started by `vm.exec()` and runs. */
-export interface ProcessInfo {
-  /** Names it in this VM and in its forks, for {@link Vm.attach}. */
-  readonly id: string;
-  /** Its process id in the guest. */
-  readonly pid: number;
-  /** The command as it was given; long ones are shortened to 1024 characters and 64 arguments. */
-  readonly command: ExecCommand;
-  /** When it was started, by the host's clock; in a fork, when its parent started it. */
-  readonly startedAt: Date;
-}
-
-/** Events of a {@link Vm}, with the arguments of their listeners. */
-export interface VmEvents {
-  /** Once, when the VM has stopped running, for whatever reason. */
-  exit: [exit: VmExit];
-  /** The guest wrote to its serial console. */
-  console: [data: Buffer];
-}
+export type * from './vm-types.js';
 
 /** Closes VMs whose handles were collected, and says so. */
 const abandoned = new FinalizationRegistry<{ session: VmSession; id: string }>(
@@ -128,12 +54,10 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   readonly parentId: string | null;
   /** How long each stage of the boot or fork took. */
   readonly timings: VmTimings;
-  /** Files of the guest. */
-  readonly fs: GuestFs;
-  /** The guest program that has parked itself. */
-  readonly parked: ParkedProgram;
   readonly #session: VmSession;
   readonly #guest: Guest;
+  #fs: GuestFs | undefined;
+  #parked: ParkedProgram | undefined;
   /** Held here alone, since the session holds it weakly. */
   readonly #observer: SessionObserver;
   #closed: Promise<void> | undefined;
@@ -156,14 +80,29 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       },
       nextCommandId: () => session.nextCommandId(),
     };
-    this.fs = new GuestFs(this.#guest);
-    this.parked = new ParkedProgram(this.#guest, new ParkedCalls(session), first);
+    if (first !== undefined) this.#parked = this.#makeParked(first);
     this.#observer = {
       onConsole: (data) => this.#emit('console', Buffer.from(data)),
       onExit: (exit) => this.#emit('exit', exit),
     };
     session.observe(this.#observer);
     abandoned.register(this, { session, id }, this);
+  }
+
+  /** Files of the guest. */
+  get fs(): GuestFs {
+    this.#fs ??= new GuestFs(this.#guest);
+    return this.#fs;
+  }
+
+  /** The guest program that has parked itself. */
+  get parked(): ParkedProgram {
+    this.#parked ??= this.#makeParked();
+    return this.#parked;
+  }
+
+  #makeParked(first?: FirstCall): ParkedProgram {
+    return new ParkedProgram(this.#guest, new ParkedCalls(this.#session), first);
   }
 
   /** @internal */

@@ -1,6 +1,6 @@
 import { VmError } from '../errors.js';
 import type { NativeBootTimes, NativeVmConfig } from '../native.js';
-import type { BootTimings } from '../vm.js';
+import type { BootTimings } from '../vm-types.js';
 import { encodeConfigure } from './protocol.js';
 import type { VmSession } from './vm-session.js';
 

@@ -5,7 +5,7 @@
 
 import type { VmError } from '../errors.js';
 import type { NativeExitReason, NativeVmStats } from '../native.js';
-import type { VmExit, VmTimings } from '../vm.js';
+import type { VmExit, VmTimings } from '../vm-types.js';
 import { AgentConnection } from './agent-connection.js';
 import type { AgentState } from './agent-state.js';
 import { ConsoleBuffer } from './console-buffer.js';
@@ -62,17 +62,18 @@ export class VmSession implements VmListener {
   /** What changes the VM as a whole, one at a time: freezing, pausing, resetting. */
   readonly turns = new Turns();
   timings: VmTimings | undefined;
-  #agent: AgentConnection;
+  /** Absent until it is needed: a fork may be closed before, or only its program be called */
+  #agent: AgentConnection | undefined;
   readonly #console = new ConsoleBuffer();
   readonly #exited = new Deferred<VmExit>();
   /** From creation to exit, for diagnostics */
   readonly #life: Observation;
   readonly #waits = new Set<Wait>();
   readonly #origin: SessionOrigin | undefined;
-  /** Absent while nothing has to be confirmed */
+  /** Absent while nothing has to be confirmed, and while there is no agent */
   #renewal: Renewal | undefined;
   /** Where the agent is; a fork at `'program'` is not where its agent is */
-  #at: 'agent' | 'program' = 'agent';
+  #at: 'agent' | 'program';
   #generation = 0n;
   #observer: WeakRef<SessionObserver> | undefined;
   #state: 'running' | 'exited' | 'closed' = 'running';
@@ -101,12 +102,9 @@ export class VmSession implements VmListener {
     // First, since it is what can fail.
     origin?.snapshot.acquire();
     this.#origin = origin;
+    this.#connection = origin?.snapshot.info.connection;
+    this.#at = origin?.snapshot.at ?? 'agent';
     core.listen(vm, this);
-    this.#agent = this.#connect(origin?.snapshot.vm.agent);
-    if (origin !== undefined) {
-      this.#connection = origin.snapshot.info.connection;
-      this.#needRenewal(origin.snapshot, true);
-    }
   }
 
   get state(): SessionState {
@@ -114,6 +112,7 @@ export class VmSession implements VmListener {
   }
 
   get agent(): AgentConnection {
+    this.#agent ??= this.#firstAgent();
     return this.#agent;
   }
 
@@ -158,9 +157,10 @@ export class VmSession implements VmListener {
    * listen when it rejects.
    */
   confirmed(): Promise<void> {
-    if (this.#renewal === undefined) return Promise.resolve();
-    this.#renewal.begin();
-    return this.#renewal.ready;
+    const renewal = this.#needed();
+    if (renewal === undefined) return Promise.resolve();
+    renewal.begin();
+    return renewal.ready;
   }
 
   /** Whether a parked program takes care of its own uniqueness, so that a call need not wait. */
@@ -171,7 +171,13 @@ export class VmSession implements VmListener {
   /** A fork has been handed over, or was reset: lets it run if it is to run at once. */
   start(): void {
     const { start } = this.#origin?.options ?? DEFAULT_RENEWAL;
-    if (start === 'now' && !this.programIsUnique) this.#renewal?.begin();
+    if (start === 'now' && !this.programIsUnique) this.#needed()?.begin();
+  }
+
+  /** The renewal that is to be confirmed, if there is one. */
+  #needed(): Renewal | undefined {
+    this.#agent ??= this.#firstAgent();
+    return this.#renewal;
   }
 
   /** What forks take over; while the VM is frozen. */
@@ -183,7 +189,7 @@ export class VmSession implements VmListener {
     return {
       env: Object.fromEntries(env),
       hostname: this.hostname,
-      agent: { ...this.#agent.exportState(), generation },
+      agent: { ...this.agent.exportState(), generation },
     };
   }
 
@@ -197,7 +203,7 @@ export class VmSession implements VmListener {
       if (this.#over !== undefined) throw this.#over();
       if (this.#paused) return;
       this.#paused = true;
-      const agent = this.#agent;
+      const { agent } = this;
       agent.suspend(pausedError);
       try {
         await this.core.request((id) => this.core.native.pauseVm(id, this.vm));
@@ -215,7 +221,7 @@ export class VmSession implements VmListener {
       if (!this.#paused) return;
       await this.core.request((id) => this.core.native.resumeVm(id, this.vm));
       this.#paused = false;
-      this.#agent.resume();
+      this.agent.resume();
     });
   }
 
@@ -240,13 +246,13 @@ export class VmSession implements VmListener {
     const reset = ++this.#resets;
     for (const wait of [...this.#waits]) wait.cut(resetError);
     this.#renewal?.fail(resetError);
-    this.#agent.fail(resetError);
+    this.#agent?.fail(resetError);
     // What still comes of the old connection is nobody's.
     this.#connection = undefined;
     const agent = this.#connect(snapshot.vm.agent);
     this.#agent = agent;
     agent.gate.close('reset');
-    const renewal = this.#needRenewal(snapshot, false);
+    const renewal = this.#needRenewal(agent, snapshot, false);
     await this.turns
       .run(async () => {
         if (this.#over !== undefined) throw this.#over();
@@ -318,17 +324,28 @@ export class VmSession implements VmListener {
   }
 
   onConnectionData(connection: number, data: Uint8Array): void {
-    if (connection === this.#connection) this.#agent.receive(data);
+    if (connection === this.#connection) this.agent.receive(data);
   }
 
   onConnectionSent(connection: number, bytes: number): void {
-    if (connection === this.#connection) this.#agent.sent(bytes);
+    if (connection === this.#connection) this.agent.sent(bytes);
   }
 
   onConnectionClosed(connection: number): void {
     if (connection !== this.#connection) return;
     this.#connection = undefined;
-    this.#agent.closed();
+    this.agent.closed();
+  }
+
+  #firstAgent(): AgentConnection {
+    const snapshot = this.#origin?.snapshot;
+    const agent = this.#connect(snapshot?.vm.agent);
+    const renewal = snapshot && this.#needRenewal(agent, snapshot, true);
+    if (this.#over !== undefined) {
+      agent.fail(this.#over);
+      renewal?.fail(this.#over);
+    }
+    return agent;
   }
 
   #connect(state?: AgentState): AgentConnection {
@@ -355,8 +372,7 @@ export class VmSession implements VmListener {
   }
 
   /** Holds back all work until the guest has confirmed that it is unique. */
-  #needRenewal(snapshot: SnapshotCore, restored: boolean): Renewal {
-    const agent = this.#agent;
+  #needRenewal(agent: AgentConnection, snapshot: SnapshotCore, restored: boolean): Renewal {
     const { timeoutMs } = this.#origin?.options ?? DEFAULT_RENEWAL;
     this.#at = snapshot.at;
     const renewal = new Renewal(
@@ -399,7 +415,7 @@ export class VmSession implements VmListener {
   #end(error: () => VmError): void {
     this.#over = error;
     this.holdLoop(false);
-    this.#agent.fail(error);
+    this.#agent?.fail(error);
     this.#renewal?.fail(error);
     for (const wait of [...this.#waits]) wait.cut(error);
   }
