@@ -72,8 +72,12 @@ export class VmSession implements VmListener {
   readonly #origin: SessionOrigin | undefined;
   /** Absent while nothing has to be confirmed, and while there is no agent */
   #renewal: Renewal | undefined;
-  /** Where the agent is; a fork at `'program'` is not where its agent is */
-  #at: 'agent' | 'program';
+  /** What it was forked from or reset to last */
+  #from: SnapshotCore | undefined;
+  /** From the request for a reset until it is done */
+  #restoring = false;
+  /** Why a reset failed, after which only another one helps */
+  #unrestored: (() => Error) | undefined;
   #generation = 0n;
   #observer: WeakRef<SessionObserver> | undefined;
   #state: 'running' | 'exited' | 'closed' = 'running';
@@ -103,7 +107,7 @@ export class VmSession implements VmListener {
     origin?.snapshot.acquire();
     this.#origin = origin;
     this.#connection = origin?.snapshot.info.connection;
-    this.#at = origin?.snapshot.at ?? 'agent';
+    this.#from = origin?.snapshot;
     core.listen(vm, this);
   }
 
@@ -165,7 +169,7 @@ export class VmSession implements VmListener {
 
   /** Whether a parked program takes care of its own uniqueness, so that a call need not wait. */
   get programIsUnique(): boolean {
-    return this.#at === 'program' && this.#origin?.options.unique === 'program';
+    return this.#from?.at === 'program' && this.#origin?.options.unique === 'program';
   }
 
   /** A fork has been handed over, or was reset: lets it run if it is to run at once. */
@@ -249,10 +253,11 @@ export class VmSession implements VmListener {
     this.#agent?.fail(resetError);
     // What still comes of the old connection is nobody's.
     this.#connection = undefined;
-    const agent = this.#connect(snapshot.vm.agent);
-    this.#agent = agent;
-    agent.gate.close('reset');
-    const renewal = this.#needRenewal(agent, snapshot, false);
+    this.#agent = undefined;
+    this.#renewal = undefined;
+    this.#from = snapshot;
+    this.#restoring = true;
+    this.#unrestored = undefined;
     await this.turns
       .run(async () => {
         if (this.#over !== undefined) throw this.#over();
@@ -265,14 +270,23 @@ export class VmSession implements VmListener {
         this.#paused = false;
       })
       .catch((error: VmError) => {
-        agent.fail(() => error);
-        renewal.fail(() => error);
+        if (reset === this.#resets) this.#failReset(() => error);
         throw error;
       });
-    if (reset !== this.#resets) return;
-    agent.gate.open('reset');
-    renewal.restored();
+    if (reset === this.#resets) this.#endReset();
+  }
+
+  #endReset(): void {
+    this.#restoring = false;
+    this.#agent?.gate.open('reset');
+    this.#renewal?.restored();
     this.start();
+  }
+
+  #failReset(error: () => VmError): void {
+    this.#unrestored = error;
+    this.#agent?.fail(error);
+    this.#renewal?.fail(error);
   }
 
   /** Whether the running VM itself keeps the event loop alive. */
@@ -338,12 +352,14 @@ export class VmSession implements VmListener {
   }
 
   #firstAgent(): AgentConnection {
-    const snapshot = this.#origin?.snapshot;
-    const agent = this.#connect(snapshot?.vm.agent);
-    const renewal = snapshot && this.#needRenewal(agent, snapshot, true);
-    if (this.#over !== undefined) {
-      agent.fail(this.#over);
-      renewal?.fail(this.#over);
+    const from = this.#from;
+    const agent = this.#connect(from?.vm.agent);
+    if (this.#restoring) agent.gate.close('reset');
+    if (from !== undefined) this.#renewal = this.#needRenewal(agent, from);
+    const failure = this.#over ?? this.#unrestored;
+    if (failure !== undefined) {
+      agent.fail(failure);
+      this.#renewal?.fail(failure);
     }
     return agent;
   }
@@ -372,9 +388,8 @@ export class VmSession implements VmListener {
   }
 
   /** Holds back all work until the guest has confirmed that it is unique. */
-  #needRenewal(agent: AgentConnection, snapshot: SnapshotCore, restored: boolean): Renewal {
+  #needRenewal(agent: AgentConnection, snapshot: SnapshotCore): Renewal {
     const { timeoutMs } = this.#origin?.options ?? DEFAULT_RENEWAL;
-    this.#at = snapshot.at;
     const renewal = new Renewal(
       {
         start: () => {
@@ -390,9 +405,12 @@ export class VmSession implements VmListener {
         failed: (error) => this.#failClosed(error),
       },
       this.core,
-      { parentGeneration: BigInt(`0x${snapshot.vm.agent.generation}`), timeoutMs, restored },
+      {
+        parentGeneration: BigInt(`0x${snapshot.vm.agent.generation}`),
+        timeoutMs,
+        restored: !this.#restoring,
+      },
     );
-    this.#renewal = renewal;
     agent.gate.close('renewal');
     agent.gate.onceHeld(() => renewal.begin());
     return renewal;
