@@ -95,6 +95,8 @@ Status Vm::EndEntry() {
   return Ok();
 }
 
+// The guest need not be told that it was stopped: its time goes on from where it was.
+//
 // Ordering requirement: the VM's clock, then each TSC, then what is computed from
 // them. The mailbox comes last, so that its time is the freshest.
 Status Vm::StartTime(const VmState& state) {
@@ -103,7 +105,6 @@ Status Vm::StartTime(const VmState& state) {
   for (uint32_t id = 0; id < vcpus_.size(); ++id) {
     ASSIGN_OR_RETURN(const uint64_t now, StartCpuTime(vcpus_[id]->fd(), state.cpus[id], *host_));
     if (id == state.parked_vcpu) tsc = now;
-    TRY(vcpus_[id]->fd().NotifyStopped());
   }
   uint64_t generation = 0;
   while (generation == 0) FillRandom(&generation, sizeof generation);

@@ -253,7 +253,7 @@ describe.runIf(hasKvm)('doctor()', () => {
       svm: { module: 'kvm_amd', quirks: [[], ['xsetbv-unseen']] },
       pvm: {
         module: 'kvm_pvm',
-        quirks: [['cpuid-unmasked', 'emulated-supervisor', 'shadow-paging']],
+        quirks: [['cpuid-unmasked', 'emulated-supervisor', 'shadow-paging', 'host-tsc']],
       },
     };
     expect(readdirSync('/sys/module')).toContain(kinds[backend]?.module);

@@ -68,10 +68,11 @@ Status RestoreCpu(const VcpuFd& vcpu, const CpuState& state) {
 
 Result<uint64_t> StartCpuTime(const VcpuFd& vcpu, const CpuState& state, const HostProfile& host) {
   kvm_msr_entry entry = {};
-  entry.index = kMsrTsc;
-  entry.data = state.tsc;
-  TRY(vcpu.SetMsrs({&entry, 1}));
-  // Read back: where the guest sees the host's TSC, writing it changes nothing.
+  if (!host.host_tsc) {
+    entry.index = kMsrTsc;
+    entry.data = state.tsc;
+    TRY(vcpu.SetMsrs({&entry, 1}));
+  }
   ASSIGN_OR_RETURN(const uint64_t now, vcpu.GetMsr(kMsrTsc));
   if (host.tsc_deadline && state.tsc_deadline != 0) {
     entry.index = kMsrTscDeadline;

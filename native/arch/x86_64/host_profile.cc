@@ -103,6 +103,19 @@ Status RunProbe(const VcpuFd& vcpu) {
   return ProbeFailed("interrupted again and again");
 }
 
+Status ProbeTsc(const VcpuFd& vcpu, HostProfile& profile) {
+  // Far from what KVM takes for an attempt to bring two vCPUs together.
+  constexpr uint64_t kFarAhead = uint64_t{1} << 42;
+  ASSIGN_OR_RETURN(const uint64_t before, vcpu.GetMsr(kMsrTsc));
+  kvm_msr_entry entry = {};
+  entry.index = kMsrTsc;
+  entry.data = before + kFarAhead;
+  TRY(vcpu.SetMsrs({&entry, 1}));
+  ASSIGN_OR_RETURN(const uint64_t after, vcpu.GetMsr(kMsrTsc));
+  profile.host_tsc = after < before + kFarAhead;
+  return Ok();
+}
+
 Status ProbeInstructions(const Kvm& kvm, const VmFd& vm, const Mapping& memory,
                          HostProfile& profile) {
   CpuidTable masked = profile.cpuid;
@@ -113,6 +126,7 @@ Status ProbeInstructions(const Kvm& kvm, const VmFd& vm, const Mapping& memory,
   }
   ASSIGN_OR_RETURN(const VcpuFd vcpu, CreateProbeVcpu(kvm, vm, 0, masked, kProbeCode, 0));
   profile.tsc_khz = vcpu.GetTscKhz();
+  TRY(ProbeTsc(vcpu, profile));
   TRY(RunProbe(vcpu));
   const kvm_run& run = vcpu.shared();
   if (run.exit_reason == KVM_EXIT_INTERNAL_ERROR) {
@@ -179,6 +193,7 @@ std::vector<std::string> HostProfile::Quirks() const {
   if (cpuid_unmasked) names.emplace_back("cpuid-unmasked");
   if (emulated_supervisor) names.emplace_back("emulated-supervisor");
   if (shadow_paging) names.emplace_back("shadow-paging");
+  if (host_tsc) names.emplace_back("host-tsc");
   if (xsetbv_unseen) names.emplace_back("xsetbv-unseen");
   return names;
 }

@@ -22,6 +22,8 @@ struct HostProfile {
   // processor's nested ones (EPT, NPT) are missing or turned off. A page table that
   // changes behind its back, as by a reset, leaves it with wrong ones.
   bool shadow_paging = false;
+  // Quirk: the guest's TSC is the host's, whatever is written to it.
+  bool host_tsc = false;
   // Quirk: the guest's XSETBV goes past KVM, which puts XCR0 back to what it
   // knows at the next VM exit; the guest then saves and restores less of its
   // vector registers than it believes. QEMU's emulation of SVM, which does not
