@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -33,7 +34,9 @@ bool DropTogether(uint8_t* memory, const std::vector<PageRun>& runs) {
                    runs[next].count * layout::kPageSize};
       bytes += pieces[i].iov_len;
     }
-    const ssize_t dropped = ::process_madvise(kPidfdSelf, pieces.data(), count, MADV_DONTNEED, 0);
+    // By number: glibc has it from 2.36 on only.
+    const long dropped =
+        ::syscall(SYS_process_madvise, kPidfdSelf, pieces.data(), count, MADV_DONTNEED, 0);
     if (dropped < 0 || static_cast<size_t>(dropped) != bytes) return false;
   }
   return true;

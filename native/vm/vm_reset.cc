@@ -94,8 +94,6 @@ bool Vm::MayHaveStaleTranslations(const VmState& state) const {
 }
 
 Status Vm::RebuildMachine(const Kvm& kvm) {
-  RequestStop();
-  for (const auto& vcpu : vcpus_) vcpu->Join();
   // Teardown: the vCPUs before the VM.
   struct Machine {
     VmFd fd;
@@ -104,6 +102,9 @@ Status Vm::RebuildMachine(const Kvm& kvm) {
   ASSIGN_OR_RETURN(VmFd fd, CreateMachine(kvm, *host_, memory_));
   ASSIGN_OR_RETURN(auto vcpus, CreateVcpus(kvm, fd, static_cast<uint32_t>(vcpus_.size())));
   auto machine = std::make_shared<Machine>(Machine{std::move(fd), std::move(vcpus)});
+  // From here on there is no way back to the old ones.
+  RequestStop();
+  for (const auto& vcpu : vcpus_) vcpu->Join();
   Status replaced = Ok();
   loop_->PostAndWait([&] {
     std::lock_guard park_lock(park_mutex_);
@@ -117,6 +118,7 @@ Status Vm::RebuildMachine(const Kvm& kvm) {
     for (const auto& vcpu : vcpus_) vcpu->RequestStop();
   });
   Reaper::Submit([machine = std::move(machine)] {});
+  if (!replaced.ok()) End(ExitReason::kHostError, replaced.error().Message());
   return replaced;
 }
 
