@@ -127,6 +127,10 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   Result<VmStats> Stats() const;
 
  private:
+  // A vCPU that is to stand still leaves KVM_RUN within microseconds; more means
+  // that something holds it there.
+  static constexpr std::chrono::seconds kHoldTime{5};
+
   // What keeps the vCPUs from running.
   enum class Hold : uint32_t {
     kNotEntered = 1,  // Boot or restore is done; nobody has asked for more

@@ -11,10 +11,6 @@ namespace forklet {
 
 namespace {
 
-// A parked vCPU leaves KVM_RUN within microseconds; more means that something
-// holds it there.
-constexpr std::chrono::seconds kHoldTime{5};
-
 // Times that a guest is sent to park anew because an interrupt came in between.
 // A guest that is never quiet is frozen with its interrupt after that.
 constexpr int kMaxParks = 64;

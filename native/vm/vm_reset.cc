@@ -8,9 +8,6 @@ namespace forklet {
 
 namespace {
 
-// As in vm_freeze.cc: a vCPU that is to stand still does so within microseconds.
-constexpr std::chrono::seconds kHoldTime{5};
-
 // A vCPU whose program is at its park has to complete one access.
 constexpr std::chrono::milliseconds kMomentToStand{1};
 
