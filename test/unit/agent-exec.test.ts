@@ -1,16 +1,8 @@
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 
 import {
   ExecStage,
@@ -21,21 +13,15 @@ import {
   Stream,
 } from '../../lib/internal/protocol.js';
 import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
+import { sharedAgent } from '../helpers/shared-agent.js';
 
 const { ENOENT, EACCES, ENOTDIR, ECANCELED, E2BIG } = constants.errno;
 
 let agent: HostAgent;
 let directory: string;
 
-beforeAll(() => {
-  agent = new HostAgent(buildHostAgent());
-  directory = mkdtempSync(join(tmpdir(), 'forklet-agent-'));
-}, 60_000);
-
-afterAll(async () => {
-  const exit = await agent.close();
-  rmSync(directory, { recursive: true });
-  expect(exit).toEqual({ code: 0, signal: null, stderr: '' });
+sharedAgent((...made) => {
+  [agent, directory] = made;
 });
 
 function isAlive(pid: number): boolean {

@@ -5,7 +5,6 @@ import {
   existsSync,
   lstatSync,
   mkdirSync,
-  mkdtempSync,
   readFileSync,
   rmSync,
   statSync,
@@ -13,10 +12,10 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 
 import {
   encodeCancel,
@@ -30,22 +29,16 @@ import {
   FILE_WINDOW_BYTES,
   Stream,
 } from '../../lib/internal/protocol.js';
-import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
+import type { HostAgent } from '../helpers/host-agent.js';
+import { sharedAgent } from '../helpers/shared-agent.js';
 
 const { ENOENT, EISDIR, ENOTDIR, EEXIST, ECANCELED, EPROTO, EBUSY, ENOTEMPTY } = constants.errno;
 
 let agent: HostAgent;
 let directory: string;
 
-beforeAll(() => {
-  agent = new HostAgent(buildHostAgent());
-  directory = mkdtempSync(join(tmpdir(), 'forklet-agent-'));
-}, 60_000);
-
-afterAll(async () => {
-  const exit = await agent.close();
-  rmSync(directory, { recursive: true });
-  expect(exit).toEqual({ code: 0, signal: null, stderr: '' });
+sharedAgent((...made) => {
+  [agent, directory] = made;
 });
 
 function path(name: string): string {

@@ -1,8 +1,8 @@
-import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 
 import {
   encodeCancel,
@@ -11,22 +11,16 @@ import {
   encodeWindow,
   Stream,
 } from '../../lib/internal/protocol.js';
-import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
+import type { HostAgent } from '../helpers/host-agent.js';
+import { sharedAgent } from '../helpers/shared-agent.js';
 
 const { ECANCELED, ENAMETOOLONG, ENOENT, ENOTDIR } = constants.errno;
 
 let agent: HostAgent;
 let directory: string;
 
-beforeAll(() => {
-  agent = new HostAgent(buildHostAgent());
-  directory = mkdtempSync(join(tmpdir(), 'forklet-agent-'));
-}, 60_000);
-
-afterAll(async () => {
-  const exit = await agent.close();
-  rmSync(directory, { recursive: true });
-  expect(exit).toEqual({ code: 0, signal: null, stderr: '' });
+sharedAgent((...made) => {
+  [agent, directory] = made;
 });
 
 function path(name: string): string {

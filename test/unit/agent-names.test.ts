@@ -3,19 +3,16 @@ import {
   linkSync,
   lstatSync,
   mkdirSync,
-  mkdtempSync,
   readFileSync,
   readlinkSync,
-  realpathSync,
-  rmSync,
   statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 
 import {
   encodeAccess,
@@ -29,7 +26,8 @@ import {
   encodeTruncate,
   encodeUtimes,
 } from '../../lib/internal/protocol.js';
-import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
+import type { HostAgent } from '../helpers/host-agent.js';
+import { sharedAgent } from '../helpers/shared-agent.js';
 
 const { EACCES, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, EPERM } =
   constants.errno;
@@ -38,15 +36,8 @@ const KEEP = 0xffff_ffff;
 let agent: HostAgent;
 let directory: string;
 
-beforeAll(() => {
-  agent = new HostAgent(buildHostAgent());
-  directory = realpathSync(mkdtempSync(join(tmpdir(), 'forklet-agent-')));
-}, 60_000);
-
-afterAll(async () => {
-  const exit = await agent.close();
-  rmSync(directory, { recursive: true });
-  expect(exit).toEqual({ code: 0, signal: null, stderr: '' });
+sharedAgent((...made) => {
+  [agent, directory] = made;
 });
 
 function path(name: string): string {

@@ -2,20 +2,17 @@ import {
   chmodSync,
   lstatSync,
   mkdirSync,
-  mkdtempSync,
   readdirSync,
   readFileSync,
-  realpathSync,
-  rmSync,
   statSync,
   symlinkSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 
 import {
   encodeCancel,
@@ -25,30 +22,17 @@ import {
   FILE_WINDOW_BYTES,
   type WriteFileRequest,
 } from '../../lib/internal/protocol.js';
-import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
+import type { HostAgent } from '../helpers/host-agent.js';
+import { sharedAgentWithDirectories } from '../helpers/shared-agent.js';
 
 const { ECANCELED, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOSPC, EPROTO, ESPIPE } =
   constants.errno;
 
 let agent: HostAgent;
-let root: string;
 let directory: string;
-let count = 0;
 
-beforeAll(() => {
-  agent = new HostAgent(buildHostAgent());
-  root = realpathSync(mkdtempSync(join(tmpdir(), 'forklet-agent-')));
-}, 60_000);
-
-beforeEach(() => {
-  directory = join(root, String(count++));
-  mkdirSync(directory);
-});
-
-afterAll(async () => {
-  const exit = await agent.close();
-  rmSync(root, { recursive: true });
-  expect(exit).toEqual({ code: 0, signal: null, stderr: '' });
+sharedAgentWithDirectories((...made) => {
+  [agent, directory] = made;
 });
 
 function path(name: string): string {

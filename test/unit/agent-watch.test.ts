@@ -2,22 +2,19 @@ import {
   appendFileSync,
   chmodSync,
   mkdirSync,
-  mkdtempSync,
   readdirSync,
   readFileSync,
   readlinkSync,
-  realpathSync,
   renameSync,
   rmdirSync,
-  rmSync,
   symlinkSync,
   unlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { constants, tmpdir } from 'node:os';
+import { constants } from 'node:os';
 import { join } from 'node:path';
 
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 
 import {
   encodeCancel,
@@ -27,7 +24,8 @@ import {
   WatchDecoder,
   WatchEvent,
 } from '../../lib/internal/protocol.js';
-import { buildHostAgent, HostAgent, type TestOperation, WIDE_OPEN } from '../helpers/host-agent.js';
+import { type HostAgent, type TestOperation, WIDE_OPEN } from '../helpers/host-agent.js';
+import { sharedAgentWithDirectories } from '../helpers/shared-agent.js';
 
 const { ECANCELED, ENOENT } = constants.errno;
 const NAMES = new Map<number, string>(
@@ -35,24 +33,11 @@ const NAMES = new Map<number, string>(
 );
 
 let agent: HostAgent;
-let root: string;
 let directory: string;
-let count = 0;
+let root: string;
 
-beforeAll(() => {
-  agent = new HostAgent(buildHostAgent());
-  root = realpathSync(mkdtempSync(join(tmpdir(), 'forklet-agent-')));
-}, 60_000);
-
-beforeEach(() => {
-  directory = join(root, String(count++));
-  mkdirSync(directory);
-});
-
-afterAll(async () => {
-  const exit = await agent.close();
-  rmSync(root, { recursive: true });
-  expect(exit).toEqual({ code: 0, signal: null, stderr: '' });
+sharedAgentWithDirectories((...made) => {
+  [agent, directory, root] = made;
 });
 
 function path(name: string): string {
