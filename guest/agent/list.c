@@ -8,50 +8,25 @@
 #include "connection.h"
 #include "files.h"
 #include "operation.h"
+#include "output.h"
 #include "protocol.h"
 #include "walk.h"
 
-enum { LIST_BYTES = 8 * 1024, LONGEST_ENTRY = sizeof(struct fk_dirent) + FK_MAX_PATH };
-_Static_assert(LONGEST_ENTRY <= LIST_BYTES, "an entry always fits");
+enum { LONGEST_ENTRY = sizeof(struct fk_dirent) + FK_MAX_PATH };
+_Static_assert(LONGEST_ENTRY <= OUTPUT_BYTES, "an entry always fits");
 
 struct list_operation {
   struct operation operation;
   bool recursive;
-  uint64_t sent, limit;
-  // Entries for the host that have not been sent: buffer[begin, end).
-  uint32_t begin, end;
   struct walk walk;
-  uint8_t buffer[LIST_BYTES];
+  struct output output;
 };
 
 static void finish_list(struct list_operation* list, int error) {
   walk_close(&list->walk);
-  if (error == 0) {
-    const struct fk_header header = {
-        .type = FK_END, .stream = FK_OUTPUT, .id = list->operation.id, .offset = list->sent};
-    connection_send(&header, NULL);
-  }
+  if (error == 0) output_end(&list->output, list->operation.id);
   connection_reply(list->operation.id, error);
   operation_finish(&list->operation);
-}
-
-static void send_entries(struct list_operation* list) {
-  uint64_t count = list->end - list->begin;
-  if (count > list->limit - list->sent) count = list->limit - list->sent;
-  if (count == 0) return;
-  const struct fk_header header = {.payload_bytes = (uint32_t)count,
-                                   .type = FK_DATA,
-                                   .stream = FK_OUTPUT,
-                                   .id = list->operation.id,
-                                   .offset = list->sent};
-  connection_send(&header, list->buffer + list->begin);
-  list->sent += count;
-  list->begin += (uint32_t)count;
-}
-
-static void put(struct list_operation* list, const void* bytes, size_t count) {
-  if (count > 0) memcpy(list->buffer + list->end, bytes, count);
-  list->end += (uint32_t)count;
 }
 
 // Returns 0 or an errno.
@@ -60,21 +35,21 @@ static int put_entry(struct list_operation* list, const struct walk_entry* entry
   if (walk->prefix_bytes + entry->name_bytes > FK_MAX_PATH) return ENAMETOOLONG;
   const struct fk_dirent header = {.name_bytes = (uint16_t)(walk->prefix_bytes + entry->name_bytes),
                                    .type = entry->type};
-  put(list, &header, sizeof(header));
-  put(list, walk->prefix, walk->prefix_bytes);
-  put(list, entry->name, entry->name_bytes);
+  output_put(&list->output, &header, sizeof(header));
+  output_put(&list->output, walk->prefix, walk->prefix_bytes);
+  output_put(&list->output, entry->name, entry->name_bytes);
   return list->recursive && entry->type == DT_DIR ? walk_add_entry(&list->walk, entry) : 0;
 }
 
 // Fills the buffer, which is empty, reading at most once. Returns 0, an errno, or WALK_END.
 static int fill(struct list_operation* list) {
-  list->begin = list->end = 0;
+  output_clear(&list->output);
   struct walk_entry entry;
-  while (LIST_BYTES - list->end >= LONGEST_ENTRY) {
+  while (output_room(&list->output) >= LONGEST_ENTRY) {
     if (walk_take(&list->walk, &entry)) {
       const int error = put_entry(list, &entry);
       if (error != 0) return error;
-    } else if (list->end > 0) {
+    } else if (list->output.end > 0) {
       return 0;
     } else {
       const int state = walk_read(&list->walk);
@@ -88,16 +63,16 @@ static int fill(struct list_operation* list) {
 // Called with room for a frame of the largest size.
 static void list_run(struct operation* operation) {
   struct list_operation* list = (struct list_operation*)operation;
-  if (list->begin == list->end) {
+  if (output_empty(&list->output)) {
     const int state = fill(list);
     if (state != 0) {
       finish_list(list, state == WALK_END ? 0 : state);
       return;
     }
   }
-  send_entries(list);
+  output_send(&list->output, list->operation.id);
   // What is left waits for a window.
-  if (list->begin == list->end) operation_schedule(operation);
+  if (output_empty(&list->output)) operation_schedule(operation);
 }
 
 static void list_cancel(struct operation* operation, int error) {
@@ -106,9 +81,7 @@ static void list_cancel(struct operation* operation, int error) {
 
 static void list_window(struct operation* operation, uint16_t stream, uint64_t limit) {
   struct list_operation* list = (struct list_operation*)operation;
-  if (stream != FK_OUTPUT || limit <= list->limit) return;
-  list->limit = limit;
-  operation_schedule(operation);
+  if (output_widen(&list->output, stream, limit)) operation_schedule(operation);
 }
 
 static const struct operation_type list_type = {
@@ -126,7 +99,7 @@ int file_readdir(uint32_t id, const struct file_request* request) {
     return error;
   }
   list->recursive = (request->flags & FK_FILE_RECURSIVE) != 0;
-  list->limit = request->output_limit;
+  list->output.limit = request->output_limit;
   operation_schedule(&list->operation);
   return -1;
 }

@@ -14,6 +14,7 @@
 #include "limits.h"
 #include "loop.h"
 #include "operation.h"
+#include "output.h"
 #include "protocol.h"
 #include "walk.h"
 #include "watched.h"
@@ -25,7 +26,6 @@ enum {
   // Once, until it has been read empty: events behind a shut window wake nobody.
   INTEREST = EPOLLIN | EPOLLONESHOT,
   READ_BYTES = 4096,
-  BUFFER_BYTES = 8 * 1024,
   LONGEST_EVENT = sizeof(struct fk_dirent) + FK_MAX_PATH,
 };
 
@@ -40,15 +40,12 @@ struct watch_operation {
   bool recursive;
   bool complete; /* all that was there at the beginning is watched */
   bool gone;     /* the root is no longer at its path */
-  uint64_t sent, limit;
-  // For the host, not sent yet: buffer[begin, end).
-  uint32_t begin, end;
   // From inotify, not looked at yet: events[events_begin, events_end).
   uint32_t events_begin, events_end;
   struct watched_list watched;
   struct walk walk;
   _Alignas(struct inotify_event) uint8_t events[READ_BYTES];
-  uint8_t buffer[BUFFER_BYTES];
+  struct output output;
   char path[];
 };
 
@@ -56,42 +53,20 @@ static void finish_watch(struct watch_operation* watching, int error) {
   loop_close(watching->fd);
   walk_close(&watching->walk);
   watched_free(&watching->watched);
-  if (error == 0) {
-    const struct fk_header header = {.type = FK_END,
-                                     .stream = FK_OUTPUT,
-                                     .id = watching->operation.id,
-                                     .offset = watching->sent};
-    connection_send(&header, NULL);
-  }
+  if (error == 0) output_end(&watching->output, watching->operation.id);
   connection_reply(watching->operation.id, error);
   operation_finish(&watching->operation);
 }
 
-static void send_events(struct watch_operation* watching) {
-  uint64_t count = watching->end - watching->begin;
-  if (count > watching->limit - watching->sent) count = watching->limit - watching->sent;
-  if (count == 0) return;
-  const struct fk_header header = {.payload_bytes = (uint32_t)count,
-                                   .type = FK_DATA,
-                                   .stream = FK_OUTPUT,
-                                   .id = watching->operation.id,
-                                   .offset = watching->sent};
-  connection_send(&header, watching->buffer + watching->begin);
-  watching->sent += count;
-  watching->begin += (uint32_t)count;
-}
-
 static bool has_room(const struct watch_operation* watching) {
-  return BUFFER_BYTES - watching->end >= LONGEST_EVENT;
+  return output_room(&watching->output) >= LONGEST_EVENT;
 }
 
 static void put_event(struct watch_operation* watching, uint8_t type, const char* path,
                       size_t bytes) {
   const struct fk_dirent header = {.name_bytes = (uint16_t)bytes, .type = type};
-  memcpy(watching->buffer + watching->end, &header, sizeof(header));
-  watching->end += sizeof(header);
-  if (bytes > 0) memcpy(watching->buffer + watching->end, path, bytes);
-  watching->end += (uint32_t)bytes;
+  output_put(&watching->output, &header, sizeof(header));
+  output_put(&watching->output, path, bytes);
 }
 
 // Has a directory of the tree, which may be new, watched and read. Returns 0 or an errno.
@@ -220,7 +195,7 @@ static int read_events(struct watch_operation* watching) {
 
 // Fills the buffer, which is empty, a little. Returns 0, an errno, or IDLE.
 static int step(struct watch_operation* watching) {
-  watching->begin = watching->end = 0;
+  output_clear(&watching->output);
   if (watching->events_begin < watching->events_end) return take_events(watching);
   if (watching->walk.root >= 0) return walk_on(watching);
   if (!watching->complete) {
@@ -234,7 +209,7 @@ static int step(struct watch_operation* watching) {
 // Called with room for a frame of the largest size.
 static void watch_run(struct operation* operation) {
   struct watch_operation* watching = (struct watch_operation*)operation;
-  if (watching->begin == watching->end) {
+  if (output_empty(&watching->output)) {
     if (watching->gone) {
       finish_watch(watching, 0);
       return;
@@ -243,9 +218,9 @@ static void watch_run(struct operation* operation) {
     if (state > 0) finish_watch(watching, state);
     if (state != 0) return;
   }
-  send_events(watching);
+  output_send(&watching->output, watching->operation.id);
   // What is left waits for a window.
-  if (watching->begin == watching->end) operation_schedule(operation);
+  if (output_empty(&watching->output)) operation_schedule(operation);
 }
 
 static void watch_ready(struct watch* watch, uint32_t events) {
@@ -261,9 +236,7 @@ static void watch_cancel(struct operation* operation, int error) {
 
 static void watch_window(struct operation* operation, uint16_t stream, uint64_t limit) {
   struct watch_operation* watching = (struct watch_operation*)operation;
-  if (stream != FK_OUTPUT || limit <= watching->limit) return;
-  watching->limit = limit;
-  operation_schedule(operation);
+  if (output_widen(&watching->output, stream, limit)) operation_schedule(operation);
 }
 
 static const struct operation_type watch_type = {
@@ -300,7 +273,7 @@ int file_watch(uint32_t id, const struct file_request* request) {
   memcpy(watching->path, request->path, bytes);
   watching->watch.ready = watch_ready;
   watching->recursive = (request->flags & FK_FILE_RECURSIVE) != 0;
-  watching->limit = request->output_limit;
+  watching->output.limit = request->output_limit;
   walk_init(&watching->walk);
   watching->fd = open_inotify();
   const int error = watching->fd < 0 ? errno : start(watching);
