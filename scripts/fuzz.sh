@@ -7,14 +7,13 @@ source "$(dirname "$0")/lib.sh"
 seconds="${1:-60}"
 shift || true
 
-cmake --preset fuzz >/dev/null
-cmake --build out/fuzz
-
 if [ $# -gt 0 ]; then
   targets=("$@")
 else
   mapfile -t targets < <(read_list native/fuzz.txt | sed 's|.*/||; s|\.[^.]*$||')
 fi
+configure_asan
+cmake --build out/asan --target "${targets[@]}"
 
 passed=0
 failed=0
@@ -23,7 +22,7 @@ for target in "${targets[@]}"; do
   log="out/fuzz/$target.log"
   mkdir -p "$corpus"
   echo "fuzz: $target, $seconds s"
-  if "out/fuzz/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 \
+  if "out/asan/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 \
     -print_final_stats=1 -artifact_prefix="out/fuzz/$target-" "$corpus" >"$log" 2>&1; then
     passed=$((passed + 1))
     sed -n 's/^stat::number_of_executed_units: */    inputs: /p' "$log"

@@ -17,9 +17,14 @@ read_list() {
   sed '/^#/d; /^$/d' "$1"
 }
 
+# out/asan: C++ tests and fuzz targets, which share the core's objects.
+configure_asan() {
+  cmake --preset asan -DFORKLET_WERROR="${FORKLET_WERROR:-0}" >/dev/null
+}
+
 # The C++ tests with ASan and UBSan, to out/asan/native_tests.
 build_native_tests() {
-  cmake --preset asan -DFORKLET_WERROR="${FORKLET_WERROR:-0}" >/dev/null
+  configure_asan
   cmake --build out/asan --target native_tests
 }
 
