@@ -406,7 +406,8 @@ describe.runIf(hasKvm)('the files of a VM', () => {
       })();
 
       await expect(loop).rejects.toMatchObject({ code: 'ERR_FS_WATCH_QUEUE_OVERFLOW' });
-      expect(seen.length).toBeGreaterThan(20);
+      // What the guest's kernel keeps, and what the agent had taken from it by then.
+      expect(seen.length).toBeGreaterThanOrEqual(20);
       expect(seen).toEqual(seen.map((_, i) => `${name}${i}`));
       const rest = until(watchers[1], 'after');
       // Taking what waits makes room, but not at once.
