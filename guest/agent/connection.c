@@ -21,6 +21,9 @@ enum {
   ENDS_BYTES = 2048,
   // Most that waits for a frame that is worth a packet.
   LAZY_BYTES = 4096,
+  // Requests are taken for so long; then the host hears what has become of those before. To start
+  // a program can take a tenth of a second, and one of them after the other can be waiting.
+  PARSE_MS = 250,
 };
 
 static int socket_fd = -1;
@@ -126,6 +129,7 @@ static void continue_large(void) {
 }
 
 void connection_parse(void) {
+  const uint64_t begin_ms = loop_now_ms();
   while (open_now && can_answer()) {
     if (large_pending) {
       continue_large();
@@ -148,6 +152,7 @@ void connection_parse(void) {
     uint8_t* payload = receive + receive_head + HEADER;
     receive_head += HEADER + header.payload_bytes;
     control_frame(&header, payload);
+    if (loop_now_ms() - begin_ms >= PARSE_MS) return;
   }
 }
 

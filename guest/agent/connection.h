@@ -20,7 +20,8 @@ bool connection_is_open(void);
 /* True when complete frames or unsent bytes wait and could be worked on now. */
 bool connection_has_work(void);
 
-/* Handles the frames that have arrived, as long as there is room to answer. */
+/* Handles the frames that have arrived, for a moment, and as long as there is
+   room to answer. */
 void connection_parse(void);
 
 /* Sends what has been put together, in one go. */

@@ -346,6 +346,8 @@ export class AgentConnection implements OperationHost {
       this.#greet(message);
       return;
     }
+    // Whatever it says: with many commands to start before the ping, its answer takes its time.
+    this.#watchdog.answered();
     switch (message.type) {
       case 'hello':
         throw new ProtocolError('a second hello');
@@ -380,7 +382,6 @@ export class AgentConnection implements OperationHost {
   #onReply(reply: Extract<GuestMessage, { type: 'reply' }>): void {
     if (reply.id === this.#operations.pingId && reply.id !== 0) {
       this.#operations.pingId = 0;
-      this.#watchdog.answered();
       return;
     }
     const operation = this.#operations.finish(reply);

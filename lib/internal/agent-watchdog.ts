@@ -37,6 +37,7 @@ export class Watchdog {
     this.#timer = undefined;
   }
 
+  /** The agent has said something. */
   answered(): void {
     this.#missed = 0;
   }

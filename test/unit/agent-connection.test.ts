@@ -288,6 +288,24 @@ describe('an agent that does not answer', () => {
     hostile.agent.fail(() => new Error('over'));
   });
 
+  test('is left in peace while it says anything, though pings wait behind other work', async () => {
+    const handle = hostile.exec('x', { stdin: 'pipe' });
+    const settled = vi.fn();
+    handle.then(settled, settled);
+    await flushed();
+    const id = hostile.received[0]?.id ?? 0;
+    for (let i = 1; i <= 30; i++) {
+      await delay(5);
+      hostile.say(
+        encodeFrame({ type: FrameType.window, stream: Stream.input, id, offset: 2 ** 20 * i }),
+      );
+    }
+
+    expect(hostile.types()).toContain(FrameType.ping);
+    expect(settled).not.toHaveBeenCalled();
+    hostile.agent.fail(() => new Error('over'));
+  });
+
   test('may answer late: what it says about abandoned operations is ignored', async () => {
     await hostile.fs.stat('/').catch(() => {});
     const { id } = hostile.received[0] ?? { id: 0 };
