@@ -6,11 +6,13 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "connect.h"
 #include "connection.h"
 #include "exec.h"
 #include "files.h"
 #include "operation.h"
 #include "park.h"
+#include "ports.h"
 #include "records.h"
 #include "renew.h"
 
@@ -59,6 +61,10 @@ static void request(const struct fk_header* header, uint8_t* payload) {
     exec_request(header->id, payload, bytes);
   } else if (header->type == FK_FILE) {
     file_request(header->id, header->value, payload, bytes);
+  } else if (header->type == FK_CONNECT) {
+    connect_request(header->id, payload, bytes);
+  } else if (header->type == FK_WAIT_PORT) {
+    port_wait_request(header->id, payload, bytes);
   } else {
     connection_reply(header->id, EPROTO);
   }
@@ -74,7 +80,7 @@ static void to_operation(const struct fk_header* header, const uint8_t* payload)
       if (type->signal) type->signal(operation, header->value);
       return;
     case FK_CANCEL:
-      type->cancel(operation, ECANCELED);
+      type->cancel(operation, header->value == FK_CANCEL_RESET ? ECONNRESET : ECANCELED);
       return;
     case FK_WINDOW:
       if (type->window) type->window(operation, header->stream, header->offset);

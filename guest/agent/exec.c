@@ -337,9 +337,10 @@ out:
   exec->group.leader = pid;
   inlet_open(&exec->input, &exec->operation, ours[0], FK_INPUT_WINDOW);
   int error = 0;
-  if (ours[1] >= 0) error = outlet_open(&exec->output, &exec->operation, ours[1], FK_OUTPUT, true);
+  if (ours[1] >= 0)
+    error = outlet_open(&exec->output, &exec->operation, ours[1], FK_OUTPUT, OUTLET_PIPE);
   if (ours[2] >= 0) {
-    const int more = outlet_open(&exec->error, &exec->operation, ours[2], FK_ERROR, true);
+    const int more = outlet_open(&exec->error, &exec->operation, ours[2], FK_ERROR, OUTLET_PIPE);
     if (more != 0) error = more;
   }
   exec->output.limit = options->output_limit;

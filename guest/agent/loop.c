@@ -10,6 +10,7 @@
 #include "connection.h"
 #include "exec.h"
 #include "operation.h"
+#include "ports.h"
 #include "renew.h"
 
 enum { EVENTS_PER_TURN = 64 };
@@ -86,12 +87,12 @@ uint64_t loop_now_ms(void) {
   return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
+// As unsigned numbers -1, for ever, is the largest.
+static int shorter(int a, int b) { return (unsigned)a < (unsigned)b ? a : b; }
+
 static int wait_ms(void) {
   if (children_changed || operations_runnable() || connection_has_work()) return 0;
-  const int exec = exec_wait_ms();
-  const int renew = renew_wait_ms();
-  // As unsigned numbers -1, for ever, is the largest.
-  return (unsigned)exec < (unsigned)renew ? exec : renew;
+  return shorter(shorter(exec_wait_ms(), renew_wait_ms()), ports_wait_ms());
 }
 
 void loop_run(void) {
@@ -104,6 +105,7 @@ void loop_run(void) {
     if (children_changed) children_changed = exec_reap();
     exec_check_cancelled();
     renew_turn();
+    ports_turn();
     operations_run();
     connection_flush();
     operations_free_finished();

@@ -44,6 +44,11 @@
 /* Most operations that the agent keeps at once; more are refused with EAGAIN. */
 #define FK_MAX_OPERATIONS 4096u
 
+/* Pauses between two looks for a port that nobody listens at: the first, from
+   where they double, and the longest unless the request says another. */
+#define FK_FIRST_LOOK_MS 10u
+#define FK_LONGEST_LOOK_MS 250u
+
 /* What each hook may take before it is killed, in milliseconds. */
 #define FK_HOOK_TIMEOUT_MS 10000u
 
@@ -75,13 +80,20 @@ enum fk_type {
   FK_CANCEL = 5,    /* ends operation `id`: an exec's process group is killed with
                        SIGKILL, its streams end, and FK_REPLY (ECANCELED) follows
                        after the group is dead; a file operation stops with
-                       ECANCELED. No reply of its own */
+                       ECANCELED. value = enum fk_cancel. No reply of its own */
   FK_FILE = 6,      /* value = enum fk_file_op; records per op */
   FK_PARK = 7,      /* value = enum fk_park. Behind FK_REPLY everything that the agent
                        has to say leaves first, and no later frame is looked at before
                        it has parked and come back */
   FK_RENEW = 8,     /* look at the mailbox: make this machine unique if its generation
                        is new. No id and no reply: FK_RENEWED answers */
+
+  /* Records: PORT, OUTPUT_LIMIT?. A TCP connection to this port of the guest's loopback.
+     FK_CONNECTED follows, then FK_INPUT and FK_OUTPUT are its two directions, and FK_REPLY
+     when both have ended. */
+  FK_CONNECT = 10,
+  /* Records: PORT, INTERVAL?. FK_REPLY when something listens there. */
+  FK_WAIT_PORT = 11,
 
   /* Both ways. */
   FK_DATA = 16,   /* stream bytes, at least one */
@@ -99,6 +111,9 @@ enum fk_type {
                       the errno of the first step that failed; records: STAGE? HOOK?
                       EXIT_CODE? SIGNAL?. Unasked after a park that ended in another
                       machine */
+
+  /* FK_CONNECT `id` has its connection; no records. */
+  FK_CONNECTED = 37,
 };
 
 /*
@@ -137,6 +152,13 @@ enum fk_tag {
   FK_TAG_OWNER = 19,       /* two u32: user and group; UINT32_MAX leaves one as it is */
   FK_TAG_TIMES = 20,       /* two i64: access and modification, ns since 1970 */
   FK_TAG_SIZE = 21,        /* u64: bytes */
+  FK_TAG_PORT = 50,        /* u32: 1 to 65535 */
+  FK_TAG_INTERVAL = 51,    /* u32: longest pause between two looks, in ms, at least 1 */
+};
+
+enum fk_cancel {
+  FK_CANCEL_CLOSE = 0, /* a connection is closed as by close(2) */
+  FK_CANCEL_RESET = 1, /* FK_CONNECT: its peer gets a reset, and FK_REPLY is ECONNRESET */
 };
 
 enum fk_exec_flag {

@@ -9,10 +9,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "connect.h"
 #include "connection.h"
 #include "hooks.h"
 #include "log.h"
 #include "machine.h"
+#include "ports.h"
 #include "protocol.h"
 #include "records.h"
 
@@ -161,6 +163,9 @@ void renew_run(void) {
   machine_reseeded(generation);
   machine_run_last();
   known = generation;
+  // The other ends of these are in the machine that this one was forked from.
+  connect_end_all();
+  ports_end_all();
   failed_stage = 0;
   failed_error = 0;
   failed(FK_RENEW_CLOCK, set_clock(mailbox));

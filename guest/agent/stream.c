@@ -5,18 +5,25 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "connection.h"
 #include "protocol.h"
 
+// Edge-triggered: a stream whose window is shut stays readable without waking the loop. A pipe says
+// by itself that its last writer is gone, a socket has to be asked.
+static uint32_t interest(const struct outlet* outlet) {
+  return outlet->kind == OUTLET_SOCKET ? EPOLLRDHUP | EPOLLET : EPOLLET;
+}
+
 // Each write to a pipe is an edge. Where nobody may read what is there, one of them says it all.
 static void mute(struct outlet* outlet) {
-  if (!outlet->muted) outlet->muted = loop_modify(outlet->fd, EPOLLET) == 0;
+  if (!outlet->muted) outlet->muted = loop_modify(outlet->fd, interest(outlet)) == 0;
 }
 
 static void unmute(struct outlet* outlet) {
-  if (outlet->muted) outlet->muted = loop_modify(outlet->fd, EPOLLIN | EPOLLET) != 0;
+  if (outlet->muted) outlet->muted = loop_modify(outlet->fd, EPOLLIN | interest(outlet)) != 0;
 }
 
 static void outlet_ready(struct watch* watch, uint32_t events) {
@@ -25,28 +32,31 @@ static void outlet_ready(struct watch* watch, uint32_t events) {
     if (outlet->readable && outlet->limit == outlet->sent && !outlet->ended) mute(outlet);
     outlet->readable = true;
   }
-  if (events & (EPOLLHUP | EPOLLERR)) outlet->hangup = true;
+  if (events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR)) {
+    outlet->hangup = true;
+    // Whether a socket has ended or failed is for a read to say.
+    if (outlet->kind == OUTLET_SOCKET) outlet->readable = true;
+  }
   operation_schedule(outlet->owner);
 }
 
 static int outlet_watch(struct outlet* outlet) {
   if (outlet->watched) return 0;
-  // Edge-triggered: a stream whose window is shut stays readable without waking the loop.
-  const int error = loop_add(outlet->fd, EPOLLIN | EPOLLET, &outlet->watch);
+  const int error = loop_add(outlet->fd, EPOLLIN | interest(outlet), &outlet->watch);
   outlet->watched = error == 0;
   return error;
 }
 
 int outlet_open(struct outlet* outlet, struct operation* owner, int fd, uint16_t stream,
-                bool pipe) {
+                enum outlet_kind kind) {
   outlet->watch.ready = outlet_ready;
   outlet->owner = owner;
   outlet->fd = fd;
   outlet->stream = stream;
-  outlet->pipe = pipe;
-  outlet->readable = !pipe;
+  outlet->kind = kind;
+  outlet->readable = kind == OUTLET_FILE;
   outlet->remaining = UINT64_MAX;
-  return pipe ? outlet_watch(outlet) : 0;
+  return kind == OUTLET_FILE ? 0 : outlet_watch(outlet);
 }
 
 void outlet_close(struct outlet* outlet) {
@@ -60,7 +70,7 @@ static size_t bytes_in_pipe(int fd) {
 }
 
 static bool is_exhausted(const struct outlet* outlet) {
-  if (outlet->pipe) return outlet->hangup && bytes_in_pipe(outlet->fd) == 0;
+  if (outlet->kind == OUTLET_PIPE) return outlet->hangup && bytes_in_pipe(outlet->fd) == 0;
   uint8_t next;
   const off_t at = lseek(outlet->fd, 0, SEEK_CUR);
   return at >= 0 && pread(outlet->fd, &next, 1, at) == 0;
@@ -72,7 +82,7 @@ void outlet_end_now(struct outlet* outlet) {
       .type = FK_END, .stream = outlet->stream, .id = outlet->owner->id, .offset = outlet->sent};
   connection_send(&header, NULL);
   outlet->ended = true;
-  if (outlet->hangup || !outlet->pipe) outlet_close(outlet);
+  if (outlet->hangup || outlet->kind != OUTLET_PIPE) outlet_close(outlet);
 }
 
 static enum progress end_when_room(struct outlet* outlet) {
@@ -81,15 +91,25 @@ static enum progress end_when_room(struct outlet* outlet) {
   return PROGRESS_ENDED;
 }
 
+// What a reader would come to who had a window. A socket may have failed instead of having ended.
+static enum progress without_window(struct outlet* outlet) {
+  if (outlet->kind != OUTLET_SOCKET) {
+    // What has no more bytes has ended, whatever its window.
+    return is_exhausted(outlet) ? end_when_room(outlet) : PROGRESS_WAIT;
+  }
+  if (!outlet->hangup) return PROGRESS_WAIT;
+  uint8_t next;
+  const ssize_t count = recv(outlet->fd, &next, 1, MSG_PEEK);
+  if (count == 0) return end_when_room(outlet);
+  return count > 0 || errno == EAGAIN || errno == EINTR ? PROGRESS_WAIT : PROGRESS_FAILED;
+}
+
 enum progress outlet_pump(struct outlet* outlet) {
   if (outlet->fd < 0 || outlet->ended) return PROGRESS_ENDED;
   if (outlet->remaining == 0) return end_when_room(outlet);
   if (!outlet->readable) return outlet->hangup ? end_when_room(outlet) : PROGRESS_WAIT;
   uint64_t allowed = outlet->limit - outlet->sent;
-  if (allowed == 0) {
-    // What has no more bytes has ended, whatever its window.
-    return is_exhausted(outlet) ? end_when_room(outlet) : PROGRESS_WAIT;
-  }
+  if (allowed == 0) return without_window(outlet);
   if (allowed > outlet->remaining) allowed = outlet->remaining;
 
   size_t room;
@@ -120,7 +140,7 @@ enum progress outlet_pump(struct outlet* outlet) {
   if (outlet->remaining == 0) return end_when_room(outlet);
   // A pipe gives all that it has, so a short read has emptied it: the read that would only say so
   // is saved, and an edge announces what comes later.
-  if (outlet->pipe && (size_t)count < room) {
+  if (outlet->kind == OUTLET_PIPE && (size_t)count < room) {
     outlet->readable = false;
     return outlet->hangup ? end_when_room(outlet) : PROGRESS_WAIT;
   }
@@ -176,6 +196,7 @@ static size_t held_total;
 void inlet_close(struct inlet* inlet) {
   if (inlet->fd >= 0) loop_close(inlet->fd);
   inlet->fd = -1;
+  inlet->watched = false;
   free(inlet->held);
   held_total -= inlet->held_size;
   inlet->held = NULL;
@@ -236,13 +257,20 @@ static int hold(struct inlet* inlet, const uint8_t* bytes, size_t count) {
   memcpy(inlet->held + length, bytes, count);
   inlet->held_begin = 0;
   inlet->held_end = length + (uint32_t)count;
+  return inlet_watch(inlet);
+}
+
+int inlet_watch(struct inlet* inlet) {
   if (inlet->watched) return 0;
   inlet->watched = true;
   return loop_add(inlet->fd, EPOLLOUT | EPOLLET, &inlet->watch);
 }
 
 static void close_when_done(struct inlet* inlet) {
-  if (inlet_is_done(inlet)) inlet_close(inlet);
+  if (!inlet_is_done(inlet)) return;
+  // A peer that is gone need not be told.
+  if (inlet->socket && inlet->fd >= 0) (void)shutdown(inlet->fd, SHUT_WR);
+  inlet_close(inlet);
 }
 
 int inlet_input(struct inlet* inlet, uint64_t offset, const uint8_t* bytes, size_t count,

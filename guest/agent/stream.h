@@ -8,17 +8,23 @@
 #include "loop.h"
 #include "operation.h"
 
+enum outlet_kind {
+  OUTLET_FILE,   /* put into the loop when it first has nothing to read */
+  OUTLET_PIPE,   /* in the loop from the start; a short read means that it is empty */
+  OUTLET_SOCKET, /* in the loop from the start; a short read may have ended at an urgent byte */
+};
+
 /* A stream to the host: what can be read from `fd`. */
 struct outlet {
   struct watch watch;
   struct operation* owner;
-  int fd;             /* -1: none */
-  uint16_t stream;    /* enum fk_stream */
-  bool pipe;          /* in the loop from the start; a short read means that it is empty */
+  int fd;          /* -1: none */
+  uint16_t stream; /* enum fk_stream */
+  enum outlet_kind kind;
   bool watched;       /* in the loop */
   bool readable;      /* may have bytes */
   bool muted;         /* the loop does not tell of further bytes */
-  bool hangup;        /* a pipe without writers: what is in it is all */
+  bool hangup;        /* no writers, or their end has arrived: what is in it is all */
   bool ended;         /* FK_END is out */
   uint64_t sent;      /* offset of the next byte */
   uint64_t limit;     /* what the host has granted */
@@ -32,9 +38,9 @@ enum progress {
   PROGRESS_FAILED, /* errno says why */
 };
 
-/* `fd` is non-blocking. A pipe is put into the loop here, another descriptor
-   when it first has nothing to read. Returns 0 or an errno. */
-int outlet_open(struct outlet* outlet, struct operation* owner, int fd, uint16_t stream, bool pipe);
+/* `fd` is non-blocking. Returns 0 or an errno. */
+int outlet_open(struct outlet* outlet, struct operation* owner, int fd, uint16_t stream,
+                enum outlet_kind kind);
 /* Sends at most one frame of data. */
 enum progress outlet_pump(struct outlet* outlet);
 void outlet_window(struct outlet* outlet, uint64_t limit);
@@ -52,6 +58,7 @@ struct inlet {
   struct watch watch;
   struct operation* owner;
   int fd;            /* -1: none, or done; bytes are dropped */
+  bool socket;       /* its end is told to the peer: others have the socket open as well */
   bool watched;      /* in the loop */
   bool end;          /* FK_END has come */
   uint32_t window;   /* bytes that the host may be ahead */
@@ -62,6 +69,8 @@ struct inlet {
 };
 
 void inlet_open(struct inlet* inlet, struct operation* owner, int fd, uint32_t window);
+/* Has the owner run when `fd` takes bytes. Returns 0 or an errno. */
+int inlet_watch(struct inlet* inlet);
 /* Takes bytes, or the end, of the host. Returns 0, EPROTO when the host broke
    the rules, or the errno of write. */
 int inlet_input(struct inlet* inlet, uint64_t offset, const uint8_t* bytes, size_t count, bool end);

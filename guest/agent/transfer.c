@@ -65,7 +65,7 @@ int file_read(uint32_t id, const struct file_request* request) {
     close(fd);
     return error != 0 ? error : ENOMEM;
   }
-  outlet_open(&reading->outlet, &reading->operation, fd, FK_OUTPUT, false);
+  outlet_open(&reading->outlet, &reading->operation, fd, FK_OUTPUT, OUTLET_FILE);
   reading->outlet.limit = request->output_limit;
   reading->outlet.remaining = request->count;
   operation_schedule(&reading->operation);

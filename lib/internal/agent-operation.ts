@@ -7,6 +7,7 @@ import {
 } from './agent-streams.js';
 import { Deferred } from './deferred.js';
 import {
+  type CancelMode,
   encodeCancel,
   encodeSignal,
   FILE_WINDOW_BYTES,
@@ -18,7 +19,13 @@ import {
 } from './protocol.js';
 
 /** What kind of request it is decides which streams it has. */
-export type OperationKind = 'exec' | 'write' | 'other';
+export type OperationKind = 'exec' | 'write' | 'connect' | 'other';
+
+/** What comes of an operation before its reply. */
+export type OperationMessage = Extract<
+  GuestMessage,
+  { type: 'started' | 'connected' | 'data' | 'end' | 'window' }
+>;
 
 /** What an operation needs of its connection. */
 export interface OperationHost extends StreamScheduler {
@@ -38,6 +45,8 @@ export class Operation {
   command: CommandInfo | undefined;
   /** Called where the reply stands among the frames, before those behind it are looked at. */
   onReply: (() => void) | undefined;
+  /** Called when a connection is there; only for those. */
+  onConnected: (() => void) | undefined;
   readonly #reply = new Deferred<ReplyMessage>();
   readonly #started = new Deferred<number>();
   readonly #host: OperationHost;
@@ -45,6 +54,7 @@ export class Operation {
   #sent = false;
   #over = false;
   #pid: number | undefined;
+  #connected = false;
   #cancelTimer: NodeJS.Timeout | undefined;
 
   constructor(
@@ -129,9 +139,9 @@ export class Operation {
   }
 
   /** Ends the operation in the guest. Its reply follows, within a deadline. */
-  cancel(): void {
+  cancel(mode?: CancelMode): void {
     if (this.#over || this.#cancelTimer !== undefined) return;
-    this.#host.sendNow(() => encodeCancel(this.id));
+    this.#host.sendNow(() => encodeCancel(this.id, mode));
     this.#cancelTimer = this.#host.startCancelTimer(this);
   }
 
@@ -142,8 +152,15 @@ export class Operation {
   }
 
   /** @internal */
-  onMessage(message: Extract<GuestMessage, { type: 'started' | 'data' | 'end' | 'window' }>): void {
+  onMessage(message: OperationMessage): void {
     switch (message.type) {
+      case 'connected':
+        if (this.kind !== 'connect' || this.#connected) {
+          throw new ProtocolError(`operation ${this.id} has a connection that it did not ask for`);
+        }
+        this.#connected = true;
+        this.onConnected?.();
+        return;
       case 'started':
         if (this.#pid !== undefined) throw new ProtocolError(`operation ${this.id} started twice`);
         this.#setPid(message.pid);

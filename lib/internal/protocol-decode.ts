@@ -165,6 +165,7 @@ export interface RenewedMessage {
 export type GuestMessage =
   | { type: 'hello'; version: number; kernel: string; agent: string }
   | { type: 'started'; id: number; pid: number }
+  | { type: 'connected'; id: number }
   | { type: 'data'; id: number; stream: OutputStream; offset: number; bytes: Buffer }
   | { type: 'end'; id: number; stream: OutputStream; offset: number }
   | { type: 'window'; id: number; limit: number }
@@ -184,6 +185,10 @@ export function parseGuestMessage(frame: Frame): GuestMessage {
       expectEmpty(frame);
       if (value < 1 || value > 0x7fff_ffff) throw new ProtocolError(`pid ${value} out of range`);
       return { type: 'started', id, pid: value };
+    case FrameType.connected:
+      expectZero(frame, 'stream', 'value', 'offset');
+      expectEmpty(frame);
+      return { type: 'connected', id };
     case FrameType.data:
       expectZero(frame, 'value');
       if (payload.length === 0) throw new ProtocolError('data frame without data');

@@ -1,6 +1,8 @@
 /** Frames to the guest: requests in, bytes out. See protocol.ts. */
 
 import {
+  Cancel,
+  type CancelMode,
   ExecFlag,
   FrameType,
   HEADER_BYTES,
@@ -126,8 +128,25 @@ export function encodeSignal(id: number, signal: number): Buffer {
   return encodeFrame({ type: FrameType.signal, id, value: signal });
 }
 
-export function encodeCancel(id: number): Buffer {
-  return encodeFrame({ type: FrameType.cancel, id });
+/** `mode` says how a connection is ended; other operations have one way. */
+export function encodeCancel(id: number, mode: CancelMode = Cancel.close): Buffer {
+  return encodeFrame({ type: FrameType.cancel, id, value: mode });
+}
+
+/** Asks for a TCP connection to a port of the guest's loopback. */
+export function encodeConnect(id: number, port: number, outputLimit: number): Buffer {
+  const payload = [encodeRecord(Tag.port, uint32(port))];
+  if (outputLimit > 0) payload.push(encodeRecord(Tag.outputLimit, uint64(outputLimit)));
+  return encodeFrame({ type: FrameType.connect, id, payload });
+}
+
+/** Asks for a reply when something listens at the port. */
+export function encodeWaitPort(id: number, port: number, intervalMs: number): Buffer {
+  const payload = [
+    encodeRecord(Tag.port, uint32(port)),
+    encodeRecord(Tag.interval, uint32(intervalMs)),
+  ];
+  return encodeFrame({ type: FrameType.waitPort, id, payload });
 }
 
 /** At most {@link MAX_PAYLOAD_BYTES} at a time, at least one byte, inside the granted window. */

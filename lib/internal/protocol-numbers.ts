@@ -17,6 +17,8 @@ export const FILE_WINDOW_BYTES = 524288;
 export const MAX_PATH_BYTES = 4095;
 /** Most operations that the agent keeps at once. */
 export const MAX_OPERATIONS = 4096;
+/** Longest pause between two looks for a port, unless the request says another, in milliseconds. */
+export const LONGEST_LOOK_MS = 250;
 /** What each hook of a renewal may take, in milliseconds. */
 export const HOOK_TIMEOUT_MS = 10000;
 
@@ -32,6 +34,8 @@ export const FrameType = {
   file: 6,
   park: 7,
   renew: 8,
+  connect: 10,
+  waitPort: 11,
   data: 16,
   end: 17,
   window: 18,
@@ -40,6 +44,7 @@ export const FrameType = {
   reply: 34,
   fatal: 35,
   renewed: 36,
+  connected: 37,
 } as const;
 
 export const Tag = {
@@ -64,7 +69,12 @@ export const Tag = {
   owner: 19,
   times: 20,
   size: 21,
+  port: 50,
+  interval: 51,
 } as const;
+
+export const Cancel = { close: 0, reset: 1 } as const;
+export type CancelMode = (typeof Cancel)[keyof typeof Cancel];
 
 export const ExecFlag = { stdin: 1, stdout: 2, stderr: 4, lazyStart: 8 } as const;
 export const ExecStage = { setup: 1, cwd: 2, execute: 3 } as const;

@@ -116,7 +116,9 @@ function sensibleFrame(random: Random, newId: number): Buffer {
         errorLimit: random.pick([0, 2 ** 40]),
       }),
     () => protocol.encodeSignal(id, random.pick([0, 2, 9, 15, 18, 19, 64, 65, 2 ** 31])),
-    () => protocol.encodeCancel(id),
+    () => protocol.encodeCancel(id, flag() ? protocol.Cancel.close : protocol.Cancel.reset),
+    () => protocol.encodeConnect(newId, random.pick([1, 80, 65535]), limit),
+    () => protocol.encodeWaitPort(newId, random.pick([1, 80, 65535]), random.pick([1, 1000])),
     () => protocol.encodePark(newId, flag() ? 1 : 0),
     () => protocol.encodeRenew(),
     () =>

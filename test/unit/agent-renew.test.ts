@@ -1,12 +1,16 @@
+import { once } from 'node:events';
 import { existsSync, fstatSync, openSync, readFileSync, statSync, watch } from 'node:fs';
+import { type AddressInfo, createServer, type Socket } from 'node:net';
 import { constants } from 'node:os';
 
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 
 import {
+  encodeConnect,
   encodeFrame,
   encodePark,
   encodeRenew,
+  encodeWaitPort,
   FrameType,
   ParkMode,
   RenewStage,
@@ -14,7 +18,7 @@ import {
 import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
 import { encodeMailbox, HostMachine, isRenewed, type Mailbox } from '../helpers/host-machine.js';
 
-const { EIO, ENODEV, ENOENT, EPERM, ETIMEDOUT } = constants.errno;
+const { ECANCELED, EIO, ENODEV, ENOENT, EPERM, ETIMEDOUT } = constants.errno;
 
 const GENERATION = 0xfedc_ba98_7654_3210n;
 const GENERATION_TEXT = 'fedcba9876543210\n';
@@ -87,6 +91,31 @@ describe('a fork', () => {
     const mailbox = readFileSync(machine.path('mailbox'));
 
     expect(mailbox).toEqual(encodeMailbox({ generation: GENERATION, realtimeNs: 5n }));
+  });
+
+  test("ends connections, whose other ends are the parent's, and waits for ports", async () => {
+    const server = createServer();
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address() as AddressInfo;
+    const connection = machine.agent.start((id) => encodeConnect(id, port, 0));
+    const [socket] = (await once(server, 'connection')) as [Socket];
+    const waiting = machine.agent.start((id) => encodeWaitPort(id, 1, 10_000));
+    const reset = once(socket, 'error');
+    const order: string[] = [];
+    void connection.done.then(() => order.push('ended'));
+    await fork();
+    const renewed = machine.renewed().then((message) => {
+      order.push('renewed');
+      return message;
+    });
+
+    expect((await connection.done).errno).toBe(ECANCELED);
+    expect(await renewed).toEqual(SUCCESS);
+    expect(order).toEqual(['ended', 'renewed']);
+    expect((await waiting.done).errno).toBe(ECANCELED);
+    expect(await reset).toMatchObject([{ code: 'ECONNRESET' }]);
+    server.close();
   });
 
   test('that keeps its generation is the parent, and nothing happens to it', async () => {

@@ -5,6 +5,8 @@ import { describe, expect, test } from 'vitest';
 import * as protocol from '../../lib/internal/protocol.js';
 
 const {
+  encodeCancel,
+  encodeConnect,
   encodeData,
   encodeEnd,
   encodeExec,
@@ -13,6 +15,7 @@ const {
   encodeReadFile,
   encodeRecord,
   encodeRenew,
+  encodeWaitPort,
   encodeWindow,
   FrameDecoder,
   FrameType,
@@ -69,6 +72,7 @@ describe('numbers', () => {
     ['fk_file_op', 'FK_FILE_', protocol.FileOp],
     ['fk_file_flag', 'FK_FILE_', protocol.FileFlag],
     ['fk_watch_event', 'FK_WATCH_', protocol.WatchEvent],
+    ['fk_cancel', 'FK_CANCEL_', protocol.Cancel],
     ['fk_park', 'FK_PARK_', protocol.ParkMode],
     ['fk_renew_stage', 'FK_RENEW_', protocol.RenewStage],
   ] as const)('enum %s is the same in the header', (name, prefix, values) => {
@@ -84,6 +88,7 @@ describe('numbers', () => {
     ['FK_FILE_WINDOW', protocol.FILE_WINDOW_BYTES],
     ['FK_MAX_PATH', protocol.MAX_PATH_BYTES],
     ['FK_MAX_OPERATIONS', protocol.MAX_OPERATIONS],
+    ['FK_LONGEST_LOOK_MS', protocol.LONGEST_LOOK_MS],
     ['FK_HOOK_TIMEOUT_MS', protocol.HOOK_TIMEOUT_MS],
   ])('%s is the same in the header', (name, value) => {
     expect(new RegExp(`#define ${name} (\\d+)u`).exec(HEADER)?.[1]).toBe(String(value));
@@ -206,6 +211,10 @@ describe('parseGuestMessage()', () => {
     });
   });
 
+  test('reads that a connection is there', () => {
+    expect(parse({ type: FrameType.connected, id: 5 })).toEqual({ type: 'connected', id: 5 });
+  });
+
   test('reads data as bytes at an offset of a stream', () => {
     const fields = { type: FrameType.data, id: 5, stream: Stream.error, offset: 2 ** 40 };
 
@@ -224,6 +233,11 @@ describe('parseGuestMessage()', () => {
     ['hello with an id', { type: FrameType.hello, value: 1, id: 1 }],
     ['hello with another record', { type: FrameType.hello, payload: [encodeRecord(Tag.arg, 'x')] }],
     ['a pid of 0', { type: FrameType.started, id: 1, value: 0 }],
+    ['a connection with a value', { type: FrameType.connected, id: 1, value: 1 }],
+    [
+      'a connection with records',
+      { type: FrameType.connected, id: 1, payload: [encodeRecord(Tag.port, uint32(80))] },
+    ],
     ['data for the input stream', { type: FrameType.data, payload: [Buffer.from('x')] }],
     ['data without data', { type: FrameType.data, stream: 1 }],
     [
@@ -340,6 +354,23 @@ describe('encoding', () => {
   test('says how to park in the value', () => {
     expect(encodePark(7, ParkMode.flush).toString('hex')).toBe(
       '00000000' + '0700' + '0000' + '07000000' + '01000000' + '0000000000000000',
+    );
+  });
+
+  test('says how a connection is cancelled in the value', () => {
+    expect(encodeCancel(7).readUInt32LE(12)).toBe(0);
+    expect(encodeCancel(7, protocol.Cancel.reset).readUInt32LE(12)).toBe(1);
+  });
+
+  test('lays requests for ports out as records', () => {
+    expect(encodeConnect(7, 8080, 0).subarray(24).toString('hex')).toBe(
+      '3200' + '0000' + '04000000' + '901f0000',
+    );
+    expect(encodeConnect(7, 8080, 5).subarray(36).toString('hex')).toBe(
+      '0700' + '0000' + '08000000' + '0500000000000000',
+    );
+    expect(encodeWaitPort(7, 8080, 20).subarray(36).toString('hex')).toBe(
+      '3300' + '0000' + '04000000' + '14000000',
     );
   });
 
