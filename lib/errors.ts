@@ -192,6 +192,27 @@ export function guestFileError(
   return error;
 }
 
+/** The address that errors of {@link portError} name. */
+const GUEST_ADDRESS = '127.0.0.1';
+
+/** The error that node:net would have raised, for a port of the guest. */
+export function portError(
+  errno: number,
+  syscall: string,
+  port: number,
+): NodeJS.ErrnoException & { address: string; port: number } {
+  const { code } = describeErrno(errno);
+  const error = new Error(`${syscall} ${code} ${GUEST_ADDRESS}:${port}`);
+  return Object.assign(error, { errno: -errno, code, syscall, address: GUEST_ADDRESS, port });
+}
+
+/** The same for a connection that was there. */
+export function connectionError(errno: number): NodeJS.ErrnoException {
+  const { code } = describeErrno(errno);
+  const syscall = code === 'EPIPE' ? 'write' : 'read';
+  return Object.assign(new Error(`${syscall} ${code}`), { errno: -errno, code, syscall });
+}
+
 /** Node's AbortError, which Node does not export. */
 export class AbortError extends Error {
   readonly code = 'ABORT_ERR';

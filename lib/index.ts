@@ -7,6 +7,7 @@
  * @packageDocumentation
  */
 
+export type { ConnectOptions, ForwardOptions, WaitForPortOptions } from './connections.js';
 export { type DoctorCheck, type DoctorReport, doctor } from './doctor.js';
 export {
   ExecError,
@@ -44,6 +45,7 @@ export type { DiagnosticsMessage } from './internal/diagnostics.js';
 export type { ForkCapacity } from './internal/fork-limits.js';
 export type { VmOptions } from './options.js';
 export type { ParkedCallOptions, ParkedProgram } from './parked.js';
+export type { PortForward } from './port-forward.js';
 export {
   type ForkOptions,
   type LoadOptions,

@@ -1,9 +1,13 @@
 import { EventEmitter } from 'node:events';
+import type { Duplex } from 'node:stream';
 
+import type { ConnectOptions, ForwardOptions, WaitForPortOptions } from './connections.js';
 import type { ExecCommand, ExecOptions, ExecProcess } from './exec.js';
 import { GuestFs } from './guest-fs.js';
 import { kvmPath } from './internal/artifacts.js';
 import { boot } from './internal/boot.js';
+import { connect, waitForPort } from './internal/connect.js';
+import { checkForward } from './internal/connect-options.js';
 import { Core } from './internal/core.js';
 import { observe, observed } from './internal/diagnostics.js';
 import { attachCommand, startCommand } from './internal/exec-start.js';
@@ -19,6 +23,7 @@ import { type SessionObserver, VmSession } from './internal/vm-session.js';
 import { toVmStats, type VmStats } from './internal/vm-stats.js';
 import { checkVmOptions, DEFAULT_ENVIRONMENT, type VmOptions } from './options.js';
 import { ParkedProgram } from './parked.js';
+import { PortForward } from './port-forward.js';
 import { type ForkOptions, Snapshot, type SnapshotOptions } from './snapshot.js';
 import type { ProcessInfo, VmEvents, VmExit, VmTimings } from './vm-types.js';
 
@@ -253,6 +258,52 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
    */
   attach(id: string): ExecProcess<string> {
     return attachCommand(this.#guest, checkText('id', id));
+  }
+
+  /**
+   * Connects to a TCP port of the guest's loopback: 127.0.0.1, or ::1 where nobody listens there.
+   * Ends, resets and errors are those of a `net.Socket`; a reset of the VM ends the connection with
+   * `ERR_VM_RESET`, and forks of the VM do not have it.
+   *
+   * An error that nobody listens to is no uncaught exception.
+   *
+   * @param port - 1 to 65 535.
+   * @throws {TypeError} unknown option, or one of a wrong type.
+   * @throws {RangeError} `port` or an option is out of range.
+   * @throws {NodeJS.ErrnoException} `ECONNREFUSED`: nobody listens there. `EMFILE`, `EAGAIN`,
+   *   `ENOMEM`: the guest's agent has too many open.
+   * @throws {VmError} `ERR_VM_TIMEOUT`. `ERR_VM_PAUSED`, `ERR_VM_RESET`, `ERR_VM_NOT_UNIQUE`,
+   *   `ERR_VM_EXITED`, `ERR_VM_CLOSED`, `ERR_VM_AGENT_UNRESPONSIVE`: of the VM.
+   * @throws {AbortError} `signal` was aborted.
+   */
+  connect(port: number, options?: ConnectOptions): Promise<Duplex> {
+    return connect(this.#guest, port, options);
+  }
+
+  /**
+   * Resolves when something listens at a TCP port that {@link connect} would reach. The agent looks
+   * at intervals, inside the guest; the listener sees nothing of it.
+   *
+   * @param port - 1 to 65 535.
+   * @throws what {@link connect} throws, but for `ECONNREFUSED`.
+   */
+  waitForPort(port: number, options?: WaitForPortOptions): Promise<void> {
+    return waitForPort(this.#guest, port, options);
+  }
+
+  /**
+   * Listens at a TCP port of this host's loopback and takes every connection to a port of the guest,
+   * which need not be listened at yet. A connection that the guest does not take, or while the VM is
+   * paused, is reset. It is closed with the VM; a reset of the VM ends its connections only.
+   *
+   * @throws {TypeError} unknown option, or one of a wrong type.
+   * @throws {RangeError} an option is out of range.
+   * @throws {NodeJS.ErrnoException} of node:net, such as `EADDRINUSE`.
+   * @throws {VmError} `ERR_VM_EXITED`, `ERR_VM_CLOSED`: of the VM.
+   */
+  async forward(options: ForwardOptions): Promise<PortForward> {
+    const checked = checkForward(options);
+    return await PortForward.open(this.#guest, this.#session.exited, checked);
   }
 
   /**

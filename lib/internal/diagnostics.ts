@@ -5,11 +5,12 @@ import { errorCode } from '../errors.js';
 /**
  * What `node:diagnostics_channel` subscribers get, once for each public operation when it is over.
  *
- * The channels are `forklet:create`, `forklet:exec`, `forklet:fs`, `forklet:parked`,
+ * The channels are `forklet:create`, `forklet:exec`, `forklet:fs`, `forklet:connect`,
+ * `forklet:forward`, `forklet:parked`,
  * `forklet:snapshot`, `forklet:fork`, `forklet:reset`, `forklet:pause`, `forklet:prewarm`,
  * `forklet:save`, `forklet:load`, `forklet:ensure`, `forklet:stats`, `forklet:close` and
- * `forklet:exit`. Contents never appear: no file data, no input or output of commands or parked
- * programs, no values of environment variables.
+ * `forklet:exit`. Contents never appear: no file data, no input or output of commands, connections
+ * or parked programs, no values of environment variables.
  */
 export interface DiagnosticsMessage {
   /** The VM's `id`; `null` for what concerns a snapshot, or several VMs. */
@@ -36,6 +37,8 @@ const channels = {
   create: diagnostics_channel.channel('forklet:create'),
   exec: diagnostics_channel.channel('forklet:exec'),
   fs: diagnostics_channel.channel('forklet:fs'),
+  connect: diagnostics_channel.channel('forklet:connect'),
+  forward: diagnostics_channel.channel('forklet:forward'),
   parked: diagnostics_channel.channel('forklet:parked'),
   snapshot: diagnostics_channel.channel('forklet:snapshot'),
   fork: diagnostics_channel.channel('forklet:fork'),

@@ -170,7 +170,7 @@ export function checkAppendFile(
   };
 }
 
-function highWaterMarkOf(value: unknown): number {
+export function highWaterMarkOf(value: unknown): number {
   if (value === undefined) return DEFAULT_HIGH_WATER_MARK;
   return checkInteger('highWaterMark', value, { min: 1, max: MAX_HIGH_WATER_MARK });
 }

@@ -13,7 +13,7 @@ const DISCARD_WINDOW_BYTES = 256 * 1024;
 function ignore(): void {}
 
 /** Calls a caller's code; what it throws is its own uncaught exception and stops nothing here. */
-function isolate(call: () => void): void {
+export function isolate(call: () => void): void {
   try {
     call();
   } catch (error) {

@@ -9,6 +9,7 @@ import path from 'node:path';
 import type { Duplex } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 
+import type { ConnectOptions, ForwardOptions, WaitForPortOptions } from '../../lib/connections.js';
 import type { ExecCommand, ExecOptions, ExecProcess } from '../../lib/exec.js';
 import { GuestFs } from '../../lib/guest-fs.js';
 import {
@@ -16,11 +17,14 @@ import {
   type AgentConnectionOptions,
 } from '../../lib/internal/agent-connection.js';
 import type { AgentState } from '../../lib/internal/agent-state.js';
+import { connect, waitForPort } from '../../lib/internal/connect.js';
+import { checkForward } from '../../lib/internal/connect-options.js';
 import { attachCommand, startCommand } from '../../lib/internal/exec-start.js';
 import type { Guest } from '../../lib/internal/guest.js';
 import { ParkMode } from '../../lib/internal/protocol.js';
 import { decodeState, encodeState } from '../../lib/internal/session-state.js';
 import type { Environment } from '../../lib/internal/validate.js';
+import { PortForward } from '../../lib/port-forward.js';
 
 const buildScript = fileURLToPath(new URL('../../guest/agent/build', import.meta.url));
 
@@ -133,6 +137,19 @@ export class AgentGuest {
     };
     await park.reply;
     before.fail(() => reason);
+  }
+
+  connect(port: number, options?: ConnectOptions): Promise<Duplex> {
+    return connect(this.#guest, port, options);
+  }
+
+  waitForPort(port: number, options?: WaitForPortOptions): Promise<void> {
+    return waitForPort(this.#guest, port, options);
+  }
+
+  /** Closes with the promise `exited`. */
+  forward(options: ForwardOptions, exited: Promise<unknown>): Promise<PortForward> {
+    return PortForward.open(this.#guest, exited, checkForward(options));
   }
 
   attach(id: string): ExecProcess<string> {

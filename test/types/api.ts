@@ -2,7 +2,7 @@
 
 import { type BigIntStats, constants, type Dirent, type Stats } from 'node:fs';
 import type { FileChangeInfo } from 'node:fs/promises';
-import type { Readable, Writable } from 'node:stream';
+import type { Duplex, Readable, Writable } from 'node:stream';
 
 import {
   type DoctorReport,
@@ -15,6 +15,7 @@ import {
   type ForkTimings,
   GiB,
   MiB,
+  type PortForward,
   type ProcessInfo,
   Snapshot,
   type SnapshotProgress,
@@ -50,6 +51,22 @@ export async function commands(vm: Vm): Promise<void> {
   vm.exec('ls', ['-l']);
   // @ts-expect-error an option that does not exist
   vm.exec('ls', { timeout: 5 });
+}
+
+export async function connections(vm: Vm): Promise<void> {
+  expectType<Duplex>()(await vm.connect(80), true);
+  expectType<Duplex>()(await vm.connect(80, { allowHalfOpen: true, highWaterMark: 5 }), true);
+  expectType<void>()(await vm.waitForPort(80, { intervalMs: 5, timeoutMs: 5 }), true);
+  const forward: PortForward = await vm.forward({ guestPort: 80, hostPort: 8080, host: '::1' });
+  expectType<number>()(forward.port, true);
+  expectType<PortForward>()(forward.unref(), true);
+  const disposable: AsyncDisposable = forward;
+  await disposable[Symbol.asyncDispose]();
+
+  // @ts-expect-error forwards are for this host only
+  await vm.forward({ guestPort: 80, host: '0.0.0.0' });
+  // @ts-expect-error the guest's port is needed
+  await vm.forward({ hostPort: 80 });
 }
 
 export async function files({ fs }: Vm): Promise<void> {

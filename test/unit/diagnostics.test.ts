@@ -1,18 +1,20 @@
 import diagnostics_channel from 'node:diagnostics_channel';
+import { once } from 'node:events';
+import { type AddressInfo, createServer } from 'node:net';
 
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 
 import type { DiagnosticsMessage } from '../../lib/index.js';
 import { AgentGuest } from '../helpers/agent-guest.js';
 
+const CHANNELS = ['forklet:exec', 'forklet:fs', 'forklet:connect', 'forklet:forward'];
 const messages: DiagnosticsMessage[] = [];
 const listener = (message: unknown): void => void messages.push(message as DiagnosticsMessage);
 let guest: AgentGuest;
 
 beforeAll(async () => {
   guest = await AgentGuest.start({ env: { SECRET: 'hidden' } });
-  diagnostics_channel.subscribe('forklet:exec', listener);
-  diagnostics_channel.subscribe('forklet:fs', listener);
+  for (const channel of CHANNELS) diagnostics_channel.subscribe(channel, listener);
 });
 
 beforeEach(() => {
@@ -20,8 +22,7 @@ beforeEach(() => {
 });
 
 afterAll(async () => {
-  diagnostics_channel.unsubscribe('forklet:exec', listener);
-  diagnostics_channel.unsubscribe('forklet:fs', listener);
+  for (const channel of CHANNELS) diagnostics_channel.unsubscribe(channel, listener);
   await guest.stop();
 });
 
@@ -59,6 +60,33 @@ test('files are published with path and size, without contents', async () => {
   expect(messages).toMatchObject([
     { operation: 'writeFile', outcome: 'ok', result: { bytes: 7 } },
     { operation: 'readFile', outcome: 'ok', result: { bytes: 7 } },
+  ]);
+  expect(JSON.stringify(messages)).not.toContain('private');
+});
+
+test('a connection is published when it has ended, without what it carried', async () => {
+  const server = createServer((socket) => socket.end('private answer')).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  await guest.waitForPort(port);
+  const forward = await guest.forward({ guestPort: port }, new Promise(() => {}));
+  const client = await guest.connect(port);
+  client.resume().end('private');
+  await once(client, 'close');
+  await guest.connect(1).catch(() => {});
+  await forward.close();
+  server.close();
+
+  expect(messages).toMatchObject([
+    { operation: 'waitForPort', arguments: { port }, outcome: 'ok' },
+    {
+      operation: 'connect',
+      arguments: { port },
+      outcome: 'ok',
+      result: { bytesRead: 14, bytesWritten: 7 },
+    },
+    { operation: 'connect', arguments: { port: 1 }, outcome: 'error', errorCode: 'ECONNREFUSED' },
+    { operation: 'forward', arguments: { guestPort: port, host: '127.0.0.1' }, outcome: 'ok' },
   ]);
   expect(JSON.stringify(messages)).not.toContain('private');
 });
