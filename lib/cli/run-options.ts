@@ -1,5 +1,6 @@
 import { parseArgs } from 'node:util';
 
+import type { ForwardOptions } from '../connections.js';
 import type { ExecOptions } from '../exec.js';
 import type { VmOptions } from '../options.js';
 import { GiB, MiB } from '../units.js';
@@ -8,6 +9,7 @@ import { UsageError } from './exit-codes.js';
 export interface RunArguments {
   readonly vm: VmOptions;
   readonly exec: Pick<ExecOptions, 'cwd' | 'timeoutMs'>;
+  readonly forwards: readonly ForwardOptions[];
   readonly command: readonly string[];
   readonly console: boolean;
 }
@@ -40,6 +42,17 @@ function parseEnvironment(assignments: readonly string[]): Record<string, string
       return [assignment.slice(0, equals), assignment.slice(equals + 1)];
     }),
   );
+}
+
+function parseForward(text: string): ForwardOptions {
+  const match = /^(\d+):(\d+)$/.exec(text);
+  const [hostPort, guestPort] = (match?.slice(1) ?? []).map(Number);
+  const isPort = (port: number | undefined): boolean =>
+    port !== undefined && port > 0 && port < 65_536;
+  if (hostPort === undefined || guestPort === undefined || ![hostPort, guestPort].every(isPort)) {
+    throw new UsageError(`--forward takes two ports, HOST:GUEST; got '${text}'`);
+  }
+  return { hostPort, guestPort };
 }
 
 /** Options of every command that boots a VM, for parseArgs(). */
@@ -89,6 +102,7 @@ function parse(args: readonly string[]) {
         ...VM_OPTIONS,
         cwd: { type: 'string' },
         timeout: { type: 'string' },
+        forward: { type: 'string', multiple: true },
         console: { type: 'boolean', default: false },
       },
     });
@@ -109,13 +123,14 @@ export function parseRunArguments(args: readonly string[]): RunArguments {
   if (positionals.length > 0) {
     throw new UsageError(`Unexpected '${positionals[0]}'; the command goes behind '--'`);
   }
-  const { cwd, timeout } = values;
+  const { cwd, timeout, forward = [] } = values;
   return {
     vm: toVmOptions(values),
     exec: {
       ...(cwd !== undefined && { cwd }),
       ...(timeout !== undefined && { timeoutMs: parseMilliseconds('--timeout', timeout) }),
     },
+    forwards: forward.map(parseForward),
     command,
     console: values.console,
   };

@@ -8,7 +8,7 @@ import { SignalRelay } from './signal-relay.js';
 
 /** `forklet run`. */
 export async function runCommand(args: readonly string[]): Promise<number> {
-  const { vm: options, exec, command, console: showConsole } = parseRunArguments(args);
+  const { vm: options, exec, forwards, command, console: showConsole } = parseRunArguments(args);
   const relay = new SignalRelay();
   let vm: Vm | undefined;
   try {
@@ -17,6 +17,8 @@ export async function runCommand(args: readonly string[]): Promise<number> {
       process.stderr.write(vm.console());
       vm.on('console', (data) => process.stderr.write(data));
     }
+    // Closed with the VM.
+    for (const forward of forwards) await vm.forward(forward);
     const running = vm.exec(command, {
       ...exec,
       stdin: process.stdin,

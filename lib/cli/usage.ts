@@ -24,6 +24,9 @@ export function usage(): string {
       --env NAME=VALUE   environment variable; may be given more than once
       --cwd PATH         working directory in the guest (default /)
       --hostname NAME    host name of the guest (default ${DEFAULT_HOSTNAME})
+      --forward HOST:GUEST
+                         takes connections to the TCP port HOST of 127.0.0.1 to the guest's port
+                         GUEST; may be given more than once
       --timeout SECONDS  longest run of the command; exits with 124
       --boot-timeout SECONDS
                          longest boot (default ${DEFAULT_BOOT_TIMEOUT_MS / 1000})

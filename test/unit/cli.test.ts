@@ -47,6 +47,9 @@ describe('forklet run arguments', () => {
       '--timeout',
       '1.5',
       '--boot-timeout=90',
+      '--forward=8080:80',
+      '--forward',
+      '2222:22',
       '--',
       'ls',
       '--memory',
@@ -63,6 +66,10 @@ describe('forklet run arguments', () => {
         bootTimeoutMs: 90_000,
       },
       exec: { cwd: '/tmp', timeoutMs: 1500 },
+      forwards: [
+        { hostPort: 8080, guestPort: 80 },
+        { hostPort: 2222, guestPort: 22 },
+      ],
       command: ['ls', '--memory', '--'],
       console: false,
     });
@@ -84,6 +91,8 @@ describe('forklet run arguments', () => {
     ['a size without sense', ['--memory=lots', '--', 'x']],
     ['a count without sense', ['--vcpus=many', '--', 'x']],
     ['a variable without value', ['--env=A', '--', 'x']],
+    ['one port to forward', ['--forward=80', '--', 'x']],
+    ['a port out of range', ['--forward=80:65536', '--', 'x']],
     ['a stray word', ['ls', '--', 'x']],
     ['a missing value', ['--root', '--', 'x']],
   ])('with %s are a usage error', (_, args) => {
