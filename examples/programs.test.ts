@@ -41,6 +41,18 @@ describe.runIf(backend !== 'none')('the example', () => {
     );
   });
 
+  test('forward.mjs', async () => {
+    expect(await run('forward.mjs')).toBe(
+      [
+        'connect: 200 OK',
+        'forward: hello from the guest',
+        'fork 0: hello from fork 0',
+        'fork 1: hello from fork 1',
+        '',
+      ].join('\n'),
+    );
+  });
+
   test('parked-lua.mjs', async () => {
     expect(await run('parked-lua.mjs')).toBe(
       [
