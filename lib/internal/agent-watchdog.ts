@@ -27,9 +27,11 @@ export class Watchdog {
     this.#intervalMs = intervalMs;
   }
 
+  /** Does nothing while it runs: whoever asks again and again must not keep it from counting. */
   start(): void {
+    if (this.#timer !== undefined) return;
     this.#missed = 0;
-    this.#timer ??= setInterval(() => this.#tick(), this.#intervalMs).unref();
+    this.#timer = setInterval(() => this.#tick(), this.#intervalMs).unref();
   }
 
   stop(): void {

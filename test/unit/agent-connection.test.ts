@@ -272,6 +272,18 @@ describe('an agent that does not answer', () => {
     expect(hostile.hold.held).toBe(0);
   });
 
+  // Each new operation once started the count over, so that a busy caller never heard of it.
+  test('is noticed however often it is asked for something', async () => {
+    const first = vi.fn();
+    hostile.exec('x').then(first, first);
+    const asking = setInterval(() => void hostile.fs.stat('/').catch(() => {}), 2);
+
+    await vi.waitFor(() => expect(first).toHaveBeenCalledOnce(), 5000);
+
+    clearInterval(asking);
+    expect(first.mock.calls[0]?.[0]).toMatchObject({ code: 'ERR_VM_AGENT_UNRESPONSIVE' });
+  });
+
   test('is left in peace while it answers pings', async () => {
     const handle = hostile.exec('x');
     const settled = vi.fn();
