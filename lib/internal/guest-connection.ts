@@ -15,6 +15,10 @@ type Callback = (error?: Error | null) => void;
 /** How long the guest may take to read what was sent to it before this end was done. */
 const LINGER_MS = 30_000;
 
+/** Chunks below this are put together while nobody takes them: each costs more than its bytes. */
+const SMALL_CHUNK_BYTES = 1024;
+const GATHERED_BYTES = 4096;
+
 /**
  * Both directions of a connection. Behaves as a `net.Socket`, except that an error without a
  * listener is no uncaught exception: a guest must not end the process by it.
@@ -27,6 +31,9 @@ export class GuestConnection extends Duplex implements StreamSink {
   readonly #observation: Observation;
   /** Resolves when the operation is over, with what went wrong. */
   readonly #fate: Promise<Error | undefined>;
+  /** Small chunks behind those in the stream's own buffer, which is not empty then */
+  #gathered: Buffer | undefined;
+  #gatheredBytes = 0;
   #bytesRead = 0;
   #bytesWritten = 0;
 
@@ -62,7 +69,22 @@ export class GuestConnection extends Duplex implements StreamSink {
   }
 
   #pushEnd(): void {
-    if (!this.destroyed && !this.readableEnded) isolate(() => this.push(null));
+    if (this.destroyed || this.readableEnded) return;
+    this.#pushGathered();
+    isolate(() => this.push(null));
+  }
+
+  #pushGathered(): void {
+    if (this.#gathered === undefined) return;
+    const chunk = this.#gathered.subarray(0, this.#gatheredBytes);
+    this.#gathered = undefined;
+    this.#gatheredBytes = 0;
+    pushOwned(this, chunk);
+  }
+
+  override read(size?: number): unknown {
+    this.#pushGathered();
+    return super.read(size);
   }
 
   override _read(): void {
@@ -113,6 +135,14 @@ export class GuestConnection extends Duplex implements StreamSink {
   onData(chunk: Buffer): void {
     if (this.destroyed) return;
     this.#bytesRead += chunk.length;
+    if (this.#gatheredBytes + chunk.length > GATHERED_BYTES) this.#pushGathered();
+    // Whoever has not taken what is there asks for more before long: see read().
+    if (this.readableLength > 0 && chunk.length < SMALL_CHUNK_BYTES) {
+      this.#gathered ??= Buffer.allocUnsafe(GATHERED_BYTES);
+      this.#gatheredBytes += chunk.copy(this.#gathered, this.#gatheredBytes);
+      return;
+    }
+    this.#pushGathered();
     pushOwned(this, chunk);
   }
 

@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import { setTimeout as delay } from 'node:timers/promises';
 
 import { beforeEach, describe, expect, test } from 'vitest';
 
@@ -73,6 +74,14 @@ describe('a guest that', () => {
     expect(hold.held).toBe(0);
   });
 
+  test('breaks a connection at once is heard by who listens when the promise has resolved', async () => {
+    answer = (id) => [connected(id), data(id, 3), reply(id, 104)];
+
+    const client = await connect(guest, 80);
+
+    expect(await once(client, 'error')).toMatchObject([{ code: 'ECONNRESET', syscall: 'read' }]);
+  });
+
   test('connects twice breaks the connection', async () => {
     answer = (id) => [connected(id), connected(id)];
 
@@ -113,6 +122,34 @@ describe('a guest that', () => {
     client.write('more');
 
     expect(await failed).toMatchObject([{ code: 'EPIPE', syscall: 'write' }]);
+  });
+
+  test('sends single bytes to who does not read makes it keep little more than those', async () => {
+    const bytes = Array.from({ length: 10_000 }, (_, i) => i % 251);
+    answer = (id) => [
+      connected(id),
+      ...bytes.map((byte, offset) =>
+        encodeFrame({
+          type: FrameType.data,
+          stream: Stream.output,
+          id,
+          offset,
+          payload: [Buffer.from([byte])],
+        }),
+      ),
+      encodeFrame({ type: FrameType.end, stream: Stream.output, id, offset: bytes.length }),
+    ];
+    const client = await connect(guest, 80);
+    await once(client, 'readable');
+    await delay(20);
+
+    const chunks: Buffer[] = [];
+    client.on('data', (chunk: Buffer) => chunks.push(chunk));
+    await once(client, 'end');
+
+    expect(Buffer.concat(chunks).equals(Buffer.from(bytes))).toBe(true);
+    expect(chunks.length).toBeLessThan(10);
+    client.destroy();
   });
 
   test('never answers holds nobody beyond the deadline', async () => {
