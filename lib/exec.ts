@@ -8,6 +8,21 @@ import type { Environment } from './internal/validate.js';
 /** A command line for the guest's `/bin/sh -c`, or a program with its arguments. */
 export type ExecCommand = string | readonly string[];
 
+/** A resource of {@link ExecOptions.limits}. */
+export type LimitName =
+  | 'nofile'
+  | 'nproc'
+  | 'cpu'
+  | 'fsize'
+  | 'core'
+  | 'as'
+  | 'stack'
+  | 'data'
+  | 'memlock';
+
+/** A limit of one resource: a whole number from 0 to 2^53 - 1, or none. */
+export type LimitValue = number | 'unlimited';
+
 /** Options of `vm.exec()`. */
 export interface ExecOptions {
   /** Working directory in the guest. @defaultValue `'/'` */
@@ -17,6 +32,38 @@ export interface ExecOptions {
    * is never passed on.
    */
   readonly env?: Environment;
+  /**
+   * Who runs the command: a name of the guest's `/etc/passwd`, or a number from 0 to 2^32 - 2. A
+   * name that is not there is `ERR_VM_EXEC`; a number that is not there is used as it is, with the
+   * group of the same number.
+   *
+   * `HOME`, `USER` and `LOGNAME` then come from `/etc/passwd` (`/` and none for a number that is not
+   * there), unless `env` of this call names them; those of the VM's environment do not apply. The
+   * directory is entered, and the program looked up, with the user's permissions.
+   *
+   * @defaultValue root
+   */
+  readonly user?: string | number;
+  /** The group, of `/etc/group` or a number. @defaultValue the user's */
+  readonly group?: string | number;
+  /**
+   * Supplementary groups, at most 1024.
+   *
+   * @defaultValue those of `/etc/group` that list the `user`; none for root
+   */
+  readonly groups?: readonly (string | number)[];
+  /** Permission bits that files lack which the command makes, 0 to 0o777. @defaultValue `0o022` */
+  readonly umask?: number;
+  /**
+   * Resource limits, with the names of limits.conf(5): a value is both the soft and the hard limit.
+   * `nofile` and `nproc` (processes of the user; root has no such limit) are counts, `cpu` is in
+   * seconds, and the others in bytes. What is not given is as in the guest at large.
+   */
+  readonly limits?: Readonly<
+    Partial<
+      Record<LimitName, LimitValue | { readonly soft: LimitValue; readonly hard: LimitValue }>
+    >
+  >;
   /**
    * Where standard input comes from.
    *

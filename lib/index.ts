@@ -21,6 +21,8 @@ export type {
   ExecProcess,
   ExecResult,
   ExecStatus,
+  LimitName,
+  LimitValue,
 } from './exec.js';
 export type {
   AppendFileOptions,

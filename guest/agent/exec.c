@@ -3,12 +3,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "connection.h"
+#include "exec_options.h"
 #include "hooks.h"
 #include "limits.h"
 #include "operation.h"
@@ -17,6 +16,7 @@
 #include "records.h"
 #include "spawn.h"
 #include "stream.h"
+#include "users.h"
 
 enum {
   REAPED_PER_TURN = 64,
@@ -235,74 +235,6 @@ bool exec_reap(void) {
   return true;
 }
 
-struct exec_options {
-  char** vector; /* spare, arguments, NULL, environment, NULL */
-  char** argv;
-  char** envp;
-  const char* cwd;
-  const char* path;
-  uint64_t output_limit, error_limit;
-  uint32_t flags;
-};
-
-// Counts arguments and variables. False when the records are malformed.
-static bool count_strings(uint8_t* payload, size_t bytes, size_t* args, size_t* variables) {
-  struct record_reader reader = {payload, payload + bytes};
-  struct record record;
-  bool malformed;
-  *args = *variables = 0;
-  while (record_next(&reader, &record, &malformed)) {
-    if (record.tag == FK_TAG_ARG) ++*args;
-    if (record.tag == FK_TAG_ENV) ++*variables;
-  }
-  return !malformed;
-}
-
-static bool take_record(struct exec_options* options, const struct record* record, char*** arg,
-                        char*** variable) {
-  switch (record->tag) {
-    case FK_TAG_ARG:
-      return (*(*arg)++ = record_string(record)) != NULL;
-    case FK_TAG_ENV: {
-      char* text = record_string(record);
-      *(*variable)++ = text;
-      if (text && strncmp(text, "PATH=", 5) == 0) options->path = text + 5;
-      return text != NULL;
-    }
-    case FK_TAG_CWD:
-      return (options->cwd = record_string(record)) != NULL;
-    case FK_TAG_OUTPUT_LIMIT:
-      return record_u64(record, &options->output_limit);
-    case FK_TAG_ERROR_LIMIT:
-      return record_u64(record, &options->error_limit);
-    case FK_TAG_FLAGS:
-      return record_u32(record, &options->flags);
-    default:
-      return false;
-  }
-}
-
-// Returns 0 or an errno. `options->vector` is to be freed in any case.
-static int parse(struct exec_options* options, uint8_t* payload, size_t bytes) {
-  size_t args;
-  size_t variables;
-  if (!count_strings(payload, bytes, &args, &variables) || args == 0) return EPROTO;
-  options->vector = calloc(args + variables + 3, sizeof(char*));
-  if (!options->vector) return ENOMEM;
-  options->argv = options->vector + 1;
-  options->envp = options->argv + args + 1;
-  options->path = SPAWN_DEFAULT_PATH;
-  char** arg = options->argv;
-  char** variable = options->envp;
-  struct record_reader reader = {payload, payload + bytes};
-  struct record record;
-  bool malformed;
-  while (record_next(&reader, &record, &malformed)) {
-    if (!take_record(options, &record, &arg, &variable)) return EPROTO;
-  }
-  return 0;
-}
-
 // Makes a pipe for the child's descriptor `child_fd`. Returns the agent's end, or -1.
 static int make_pipe(struct spawn* request, int child_fd) {
   int ends[2];
@@ -360,9 +292,22 @@ static void reply_failed(uint32_t id, int error, int stage) {
   connection_send(&header, payload);
 }
 
+// Starts the command of the options. Returns 0, or an errno with the stage in the request.
+static int start_as(struct exec* exec, struct exec_options* options, struct spawn* request) {
+  // For one command at a time.
+  static struct identity identity;
+  if (exec_options_have_identity(options)) {
+    const int error = identity_resolve(&identity, options, &request->stage);
+    if (error != 0) return error;
+    exec_options_add_login(options, &identity);
+    request->identity = &identity;
+  }
+  return start(exec, options, request);
+}
+
 void exec_request(uint32_t id, uint8_t* payload, size_t bytes) {
-  struct exec_options options = {0};
-  int error = parse(&options, payload, bytes);
+  struct exec_options options;
+  int error = exec_options_parse(&options, payload, bytes);
   struct exec* exec = error == 0 ? operation_new(&exec_type, id, sizeof(*exec)) : NULL;
   if (error == EPROTO) {
     connection_reply(id, EPROTO);
@@ -376,8 +321,11 @@ void exec_request(uint32_t id, uint8_t* payload, size_t bytes) {
                             .cwd = options.cwd,
                             .path = options.path,
                             .fds = {-1, -1, -1},
+                            .umask = options.umask,
+                            .limits = options.limits,
+                            .limit_count = options.limit_count,
                             .stage = FK_STAGE_SETUP};
-    error = start(exec, &options, &request);
+    error = start_as(exec, &options, &request);
     if (error != 0) {
       operation_finish(&exec->operation);
       reply_failed(id, error, request.stage);
@@ -386,5 +334,5 @@ void exec_request(uint32_t id, uint8_t* payload, size_t bytes) {
       connection_started(id, exec->group.leader, (options.flags & FK_EXEC_LAZY_START) != 0);
     }
   }
-  free(options.vector);
+  exec_options_free(&options);
 }

@@ -49,6 +49,9 @@
 #define FK_FIRST_LOOK_MS 10u
 #define FK_LONGEST_LOOK_MS 250u
 
+/* Most supplementary groups of a command. */
+#define FK_MAX_GROUPS 1024u
+
 /* What each hook may take before it is killed, in milliseconds. */
 #define FK_HOOK_TIMEOUT_MS 10000u
 
@@ -74,7 +77,8 @@ enum fk_type {
   /* Host to guest. Requests with an id end in exactly one FK_REPLY. */
   FK_CONFIGURE = 1, /* records: HOSTNAME?; once, before other requests */
   FK_PING = 2,      /* answered by FK_REPLY at once */
-  FK_EXEC = 3,      /* records: ARG+, ENV*, CWD?, OUTPUT_LIMIT?, ERROR_LIMIT?, FLAGS? */
+  FK_EXEC = 3,      /* records: ARG+, ENV*, CWD?, OUTPUT_LIMIT?, ERROR_LIMIT?, FLAGS?, USER_*?,
+                       GROUP_*?, MEMBER_**, UMASK?, LIMIT* */
   FK_SIGNAL = 4,    /* value = signal number; to the process group of exec `id`.
                        No reply; nothing happens when the group is gone */
   FK_CANCEL = 5,    /* ends operation `id`: an exec's process group is killed with
@@ -152,6 +156,14 @@ enum fk_tag {
   FK_TAG_OWNER = 19,       /* two u32: user and group; UINT32_MAX leaves one as it is */
   FK_TAG_TIMES = 20,       /* two i64: access and modification, ns since 1970 */
   FK_TAG_SIZE = 21,        /* u64: bytes */
+  FK_TAG_USER_NAME = 40,   /* who runs a command, of the guest's /etc/passwd */
+  FK_TAG_USER_ID = 41,     /* u32: the same as a number, which need not be there */
+  FK_TAG_GROUP_NAME = 42,  /* its group instead of the user's, of /etc/group */
+  FK_TAG_GROUP_ID = 43,    /* u32: the same as a number */
+  FK_TAG_MEMBER_NAME = 44, /* a supplementary group; see FK_EXEC_GROUPS */
+  FK_TAG_MEMBER_ID = 45,   /* u32: the same as a number */
+  FK_TAG_UMASK = 46,       /* u32: permission bits that new files lack */
+  FK_TAG_LIMIT = 47,       /* struct fk_limit */
   FK_TAG_PORT = 50,        /* u32: 1 to 65535 */
   FK_TAG_INTERVAL = 51,    /* u32: longest pause between two looks, in ms, at least 1 */
 };
@@ -170,6 +182,14 @@ enum fk_exec_flag {
      sends, which saves a packet for a short command. A host that has set it
      and wants FK_STARTED after all sends FK_PING. */
   FK_EXEC_LAZY_START = 1u << 3,
+
+  FK_EXEC_GROUPS = 1u << 4, /* the supplementary groups are those of the records and no others;
+                               otherwise those of a user that is given, or the agent's */
+
+  /* With a user: the variable comes from /etc/passwd, besides those of the records. */
+  FK_EXEC_HOME = 1u << 5,
+  FK_EXEC_USER = 1u << 6,
+  FK_EXEC_LOGNAME = 1u << 7,
 };
 
 /* Where starting a command failed; FK_REPLY.value is the errno of it. */
@@ -177,6 +197,10 @@ enum fk_exec_stage {
   FK_STAGE_SETUP = 1,   /* pipes, fork */
   FK_STAGE_CWD = 2,     /* chdir */
   FK_STAGE_EXECUTE = 3, /* execve: not found, not executable */
+  FK_STAGE_USER = 4,    /* no such user (ENOENT), /etc/passwd, setresuid */
+  FK_STAGE_GROUP = 5,   /* no such group (ENOENT), /etc/group, setresgid */
+  FK_STAGE_GROUPS = 6,  /* the same of the supplementary groups, setgroups */
+  FK_STAGE_LIMITS = 7,  /* setrlimit */
 };
 
 enum fk_file_op {
@@ -239,6 +263,14 @@ enum fk_renew_stage {
                               (its errno), took longer than FK_HOOK_TIMEOUT_MS
                               (ETIMEDOUT), or failed (EIO; EXIT_CODE or SIGNAL) */
 };
+
+/* What setrlimit(2) takes. */
+struct fk_limit {
+  uint32_t resource; /* RLIMIT_* of Linux on x86-64 */
+  uint32_t zero;
+  uint64_t soft, hard; /* UINT64_MAX: unlimited */
+};
+_Static_assert(sizeof(struct fk_limit) == 24, "wire format");
 
 /* The fields of struct stat, fixed in size. Times in nanoseconds since 1970. */
 struct fk_stat {

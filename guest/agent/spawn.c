@@ -7,12 +7,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "limits.h"
 #include "protocol.h"
+#include "users.h"
 
 // The child runs in the agent's memory, on a stack of its own, while the agent is suspended. It
 // must not be instrumented: sanitizers do not expect a second thread of control.
@@ -69,6 +71,36 @@ IN_CHILD static int execute_on_path(struct spawn* request) {
   }
 }
 
+// By system calls alone: the wrappers of a C library have all threads of a process follow, and
+// take the child for one of the agent's.
+IN_CHILD static bool become(struct spawn* request) {
+  const struct identity* identity = request->identity;
+  request->stage = FK_STAGE_GROUPS;
+  if (identity->sets_groups && syscall(SYS_setgroups, identity->count, identity->groups) < 0) {
+    return false;
+  }
+  const gid_t gid = identity->gid;
+  request->stage = FK_STAGE_GROUP;
+  if (identity->sets_group && syscall(SYS_setresgid, gid, gid, gid) < 0) return false;
+  // Last, since it takes the right to do the others away. From here to execve a process of the same
+  // user cannot attach to this one, whose memory is the agent's: the kernel has made that memory
+  // undumpable.
+  const uid_t uid = identity->uid;
+  request->stage = FK_STAGE_USER;
+  return !identity->sets_user || syscall(SYS_setresuid, uid, uid, uid) == 0;
+}
+
+IN_CHILD static bool limit(const struct spawn* request) {
+  for (size_t i = 0; i < request->limit_count; i++) {
+    const struct fk_limit* wanted = &request->limits[i];
+    const uint64_t values[2] = {wanted->soft, wanted->hard};
+    if (syscall(SYS_prlimit64, 0, wanted->resource, values, NULL) < 0) return false;
+  }
+  return true;
+}
+
+// What needs the agent's rights comes first; the directory is entered, and the program looked up,
+// with those of the user.
 IN_CHILD static int child(void* argument) {
   struct spawn* request = argument;
   setsid();
@@ -76,13 +108,18 @@ IN_CHILD static int child(void* argument) {
   for (int fd = 0; fd < 3; fd++) {
     if (request->fds[fd] >= 0 && dup2(request->fds[fd], fd) < 0) goto failed;
   }
-  request->stage = FK_STAGE_CWD;
-  if (request->cwd && chdir(request->cwd) < 0) goto failed;
-  request->stage = FK_STAGE_EXECUTE;
   // The agent's scheduling policy is inherited; see main.c. musl's wrapper does nothing.
   const struct sched_param parameters = {0};
   syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &parameters);
   limits_restore();
+  if (request->umask >= 0) umask((mode_t)request->umask);
+  request->stage = FK_STAGE_LIMITS;
+  // Before the user changes: the kernel then counts the user's processes against them.
+  if (!limit(request)) goto failed;
+  if (request->identity && !become(request)) goto failed;
+  request->stage = FK_STAGE_CWD;
+  if (request->cwd && chdir(request->cwd) < 0) goto failed;
+  request->stage = FK_STAGE_EXECUTE;
   // No disposition needs restoring: the agent has no handler and ignores nothing.
   sigset_t none;
   sigemptyset(&none);

@@ -1,7 +1,12 @@
 /* Starts a program with as few system calls as possible. */
 #pragma once
 
+#include <stddef.h>
 #include <sys/types.h>
+
+#include "protocol.h"
+
+struct identity;
 
 /* Where programs are looked up when an environment has no PATH. */
 #define SPAWN_DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -15,6 +20,11 @@ struct spawn {
   const char* path;
   /* For stdin, stdout and stderr; -1 leaves the agent's, which is /dev/null. */
   int fds[3];
+  /* Who runs it; NULL: whoever runs the agent. */
+  const struct identity* identity;
+  int umask; /* -1: the agent's */
+  const struct fk_limit* limits;
+  size_t limit_count;
 
   /* Where and why it failed. */
   int stage; /* enum fk_exec_stage */

@@ -1,6 +1,7 @@
 import { Readable, Writable } from 'node:stream';
 
 import type { ExecCommand, ExecOptions } from '../exec.js';
+import { checkIdentity, type ExecIdentity, inherited } from './exec-identity.js';
 import {
   checkBoolean,
   checkEncoding,
@@ -23,6 +24,11 @@ const MAX_OUTPUT_BYTES_LIMIT = 2 ** 31 - 1;
 const KNOWN = [
   'cwd',
   'env',
+  'user',
+  'group',
+  'groups',
+  'umask',
+  'limits',
   'stdin',
   'stdout',
   'stderr',
@@ -42,6 +48,7 @@ export interface CheckedExec {
   readonly args: readonly string[];
   readonly cwd: string | undefined;
   readonly env: Environment;
+  readonly identity: ExecIdentity;
   readonly stdin: StdinOption;
   readonly stdout: OutputOption;
   readonly stderr: OutputOption;
@@ -93,11 +100,14 @@ export function checkExec(command: ExecCommand, options: unknown, vmEnv: Environ
   const given = checkOptions<ExecOptions>('vm.exec()', options as ExecOptions | undefined, KNOWN);
   const take = <T>(value: unknown, check: (value: unknown) => T, otherwise: T): T =>
     value === undefined ? otherwise : check(value);
+  const env = take(given.env, (value) => checkEnvironment('env', value), {});
+  const identity = checkIdentity(given, env);
   return {
     command,
     args,
     cwd: take(given.cwd, (value) => checkText('cwd', value), undefined),
-    env: { ...vmEnv, ...take(given.env, (value) => checkEnvironment('env', value), {}) },
+    env: { ...inherited(vmEnv, identity), ...env },
+    identity,
     stdin: take(given.stdin, checkStdin, 'pipe'),
     stdout: take(given.stdout, (value) => checkOutput('stdout', value), 'pipe'),
     stderr: take(given.stderr, (value) => checkOutput('stderr', value), 'pipe'),
@@ -127,13 +137,19 @@ export function environmentList(env: Environment): string[] {
 /** Bytes that one string adds to a request besides its own. */
 const RECORD_OVERHEAD_BYTES = 8;
 
+/** Bytes of a limit in a request, generously. */
+const LIMIT_BYTES = 64;
+
 /** Bytes of a request's fixed records, generously. */
 const FIXED_BYTES = 256;
 
 /** Upper bound of the bytes that a command takes in its request. */
 export function requestBytes(exec: CheckedExec): number {
   let bytes = FIXED_BYTES + Buffer.byteLength(exec.cwd ?? '');
-  for (const text of [...exec.args, ...environmentList(exec.env)]) {
+  const { user, group, groups = [], limits = [] } = exec.identity;
+  bytes += limits.length * LIMIT_BYTES;
+  const names = [user, group, ...groups].map((name) => (typeof name === 'string' ? name : 'id.4'));
+  for (const text of [...exec.args, ...environmentList(exec.env), ...names]) {
     bytes += RECORD_OVERHEAD_BYTES + Buffer.byteLength(text);
   }
   return bytes;

@@ -7,12 +7,12 @@ import { boundedCommand } from './agent-state.js';
 import { escapeControl } from './console-buffer.js';
 import { Deferred } from './deferred.js';
 import { type Observation, observe } from './diagnostics.js';
+import { startFailure } from './exec-failure.js';
 import { type CheckedExec, environmentList, requestBytes } from './exec-options.js';
 import { closeTargets, InputPort, OutputPort } from './exec-ports.js';
 import type { Guest } from './guest.js';
-import { ExecStage, encodeExec, MAX_EXEC_PAYLOAD_BYTES, type ReplyMessage } from './protocol.js';
+import { encodeExec, MAX_EXEC_PAYLOAD_BYTES, type ReplyMessage } from './protocol.js';
 import { signalName } from './signals.js';
-import { show } from './validate.js';
 
 /** Why a command is being ended before it is done. */
 type Ending = { readonly kind: 'error'; readonly make: () => Error } | { readonly kind: 'left' };
@@ -273,7 +273,7 @@ export class ExecRun<T extends string | Buffer> {
 
   #encode(operation: Operation): Buffer {
     this.#claimUntaken();
-    const { command, args, env, cwd } = this.#exec;
+    const { command, args, env, cwd, identity } = this.#exec;
     const streams = {
       stdin: this.stdin.connect(),
       stdout: this.stdout.connected,
@@ -289,6 +289,7 @@ export class ExecRun<T extends string | Buffer> {
       args,
       env: environmentList(env),
       ...(cwd !== undefined && { cwd }),
+      ...identity,
       ...streams,
       lazyStart: this.#started === undefined,
       outputLimit: operation.output.takeInitialLimit(),
@@ -350,14 +351,9 @@ export class ExecRun<T extends string | Buffer> {
       const message = `The guest agent ended the command: ${code}: ${text}`;
       return this.#error('ERR_VM_EXEC', message, undefined, { errno });
     }
-    const at =
-      reply.stage === ExecStage.cwd
-        ? { syscall: 'chdir', what: `cwd ${show(this.#exec.cwd ?? '/')}` }
-        : reply.stage === ExecStage.execute
-          ? { syscall: 'execve', what: show(this.#exec.args[0]) }
-          : { syscall: 'fork', what: 'no process' };
-    const message = `Cannot start the command: ${code}: ${text}, ${at.what}`;
-    return this.#error('ERR_VM_EXEC', message, undefined, { errno, syscall: at.syscall });
+    const { syscall, what, problem } = startFailure(this.#exec, reply);
+    const message = `Cannot start the command: ${problem ?? `${code}: ${text}, ${what}`}`;
+    return this.#error('ERR_VM_EXEC', message, undefined, { errno, syscall });
   }
 
   #error(
@@ -392,6 +388,7 @@ function describe(exec: CheckedExec): Readonly<Record<string, unknown>> {
   return {
     command: exec.command,
     cwd: exec.cwd,
+    ...(exec.identity.user !== undefined && { user: exec.identity.user }),
     env: Object.keys(exec.env),
     timeoutMs: exec.timeoutMs,
     maxOutputBytes: exec.maxOutputBytes,

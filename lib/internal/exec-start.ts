@@ -38,6 +38,7 @@ function asTaken(id: string, command: CommandInfo | undefined): CheckedExec {
     args: [],
     cwd: undefined,
     env: {},
+    identity: {},
     stdin: pipe(command?.stdin),
     stdout: pipe(command?.stdout),
     stderr: pipe(command?.stderr),

@@ -104,6 +104,52 @@ export interface ExecRequest {
   /** Initial limits of stdout and stderr, in bytes. */
   outputLimit?: number;
   errorLimit?: number;
+  /** Who runs it, by name or number. */
+  user?: string | number;
+  group?: string | number;
+  /** Supplementary groups, instead of those of the user. */
+  groups?: readonly (string | number)[];
+  /** Variables that come from the guest's /etc/passwd; only with `user`. */
+  login?: readonly LoginVariable[];
+  umask?: number;
+  limits?: readonly ResourceLimit[];
+}
+
+/** A variable that a user's entry in /etc/passwd gives. */
+export type LoginVariable = 'home' | 'user' | 'logname';
+
+/** As setrlimit(2) takes it; `Infinity` is unlimited. */
+export interface ResourceLimit {
+  /** `RLIMIT_*` of Linux on x86-64. */
+  readonly resource: number;
+  readonly soft: number;
+  readonly hard: number;
+}
+
+const UNLIMITED = 2n ** 64n - 1n;
+
+function encodeLimit({ resource, soft, hard }: ResourceLimit): Buffer {
+  const bytes = [soft, hard].map((value) => (value === Infinity ? UNLIMITED : value));
+  return encodeRecord(Tag.limit, Buffer.concat([uint32(resource, 0), uint64(...bytes)]));
+}
+
+/** A user or group: its name under the first tag, its number under the second. */
+function encodePrincipal(nameTag: number, idTag: number, value: string | number): Buffer {
+  return typeof value === 'string'
+    ? encodeRecord(nameTag, value)
+    : encodeRecord(idTag, uint32(value));
+}
+
+function encodeIdentity({ user, group, groups, umask, limits }: ExecRequest): Buffer[] {
+  const records: Buffer[] = [];
+  if (user !== undefined) records.push(encodePrincipal(Tag.userName, Tag.userId, user));
+  if (group !== undefined) records.push(encodePrincipal(Tag.groupName, Tag.groupId, group));
+  for (const member of groups ?? []) {
+    records.push(encodePrincipal(Tag.memberName, Tag.memberId, member));
+  }
+  if (umask !== undefined) records.push(encodeRecord(Tag.umask, uint32(umask)));
+  for (const limit of limits ?? []) records.push(encodeLimit(limit));
+  return records;
 }
 
 /** Throws RangeError when arguments and environment exceed {@link MAX_EXEC_PAYLOAD_BYTES}. */
@@ -112,13 +158,16 @@ export function encodeExec(id: number, request: ExecRequest): Buffer {
     (request.stdin ? ExecFlag.stdin : 0) |
     (request.stdout ? ExecFlag.stdout : 0) |
     (request.stderr ? ExecFlag.stderr : 0) |
-    (request.lazyStart ? ExecFlag.lazyStart : 0);
+    (request.lazyStart ? ExecFlag.lazyStart : 0) |
+    (request.groups !== undefined ? ExecFlag.groups : 0) |
+    (request.login ?? []).reduce((sum, variable) => sum | ExecFlag[variable], 0);
   const payload = [encodeRecord(Tag.flags, uint32(flags))];
   if (request.cwd !== undefined) payload.push(encodeRecord(Tag.cwd, request.cwd));
   if (request.outputLimit) {
     payload.push(encodeRecord(Tag.outputLimit, uint64(request.outputLimit)));
   }
   if (request.errorLimit) payload.push(encodeRecord(Tag.errorLimit, uint64(request.errorLimit)));
+  payload.push(...encodeIdentity(request));
   for (const arg of request.args) payload.push(encodeRecord(Tag.arg, arg));
   for (const variable of request.env ?? []) payload.push(encodeRecord(Tag.env, variable));
   return encodeFrame({ type: FrameType.exec, id, payload });

@@ -19,6 +19,8 @@ export const MAX_PATH_BYTES = 4095;
 export const MAX_OPERATIONS = 4096;
 /** Longest pause between two looks for a port, unless the request says another, in milliseconds. */
 export const LONGEST_LOOK_MS = 250;
+/** Most supplementary groups of a command. */
+export const MAX_GROUPS = 1024;
 /** What each hook of a renewal may take, in milliseconds. */
 export const HOOK_TIMEOUT_MS = 10000;
 
@@ -69,6 +71,14 @@ export const Tag = {
   owner: 19,
   times: 20,
   size: 21,
+  userName: 40,
+  userId: 41,
+  groupName: 42,
+  groupId: 43,
+  memberName: 44,
+  memberId: 45,
+  umask: 46,
+  limit: 47,
   port: 50,
   interval: 51,
 } as const;
@@ -76,8 +86,25 @@ export const Tag = {
 export const Cancel = { close: 0, reset: 1 } as const;
 export type CancelMode = (typeof Cancel)[keyof typeof Cancel];
 
-export const ExecFlag = { stdin: 1, stdout: 2, stderr: 4, lazyStart: 8 } as const;
-export const ExecStage = { setup: 1, cwd: 2, execute: 3 } as const;
+export const ExecFlag = {
+  stdin: 1,
+  stdout: 2,
+  stderr: 4,
+  lazyStart: 8,
+  groups: 16,
+  home: 32,
+  user: 64,
+  logname: 128,
+} as const;
+export const ExecStage = {
+  setup: 1,
+  cwd: 2,
+  execute: 3,
+  user: 4,
+  group: 5,
+  groups: 6,
+  limits: 7,
+} as const;
 export const FileOp = {
   read: 1,
   write: 2,

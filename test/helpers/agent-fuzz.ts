@@ -114,6 +114,12 @@ function sensibleFrame(random: Random, newId: number): Buffer {
         lazyStart: flag(),
         outputLimit: limit,
         errorLimit: random.pick([0, 2 ** 40]),
+        ...(flag() && { user: random.pick(['root', 'nobody', '', 65534, 0]) }),
+        ...(random.below(4) === 0 && { groups: random.pick([[], ['root', 7], [65534]]) }),
+        ...(random.below(4) === 0 && { umask: random.below(0o2000) }),
+        ...(random.below(4) === 0 && {
+          limits: [{ resource: random.below(20), soft: random.below(100), hard: 100 }],
+        }),
       }),
     () => protocol.encodeSignal(id, random.pick([0, 2, 9, 15, 18, 19, 64, 65, 2 ** 31])),
     () => protocol.encodeCancel(id, flag() ? protocol.Cancel.close : protocol.Cancel.reset),

@@ -47,6 +47,10 @@ export async function commands(vm: Vm): Promise<void> {
   const promise: Promise<ExecResult> = handle;
   await promise;
 
+  const limits = { nofile: 5, cpu: { soft: 1, hard: 'unlimited' } } as const;
+  vm.exec('id', { user: 1000, group: 'users', groups: ['wheel', 10], umask: 0o077, limits });
+  // @ts-expect-error a resource that does not exist
+  vm.exec('ls', { limits: { files: 5 } });
   // @ts-expect-error the arguments belong into one array
   vm.exec('ls', ['-l']);
   // @ts-expect-error an option that does not exist
