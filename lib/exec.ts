@@ -109,6 +109,15 @@ export interface ExecOptions {
    */
   readonly signal?: AbortSignal;
   /**
+   * Whether what ends the command early (timeout, abort, too much output, leaving `lines()`) kills
+   * whatever the command has started, daemons included: what leaves the process group as well. The
+   * command then runs in a cgroup of its own. {@link ExecProcess.kill} still signals the process
+   * group, and what a command leaves behind when it ends by itself goes on.
+   *
+   * @defaultValue `false`
+   */
+  readonly killTree?: boolean;
+  /**
    * Most bytes of standard output, and of standard error, that are collected into the result, 0
    * to 2^31 - 1. Beyond it the command is killed and the handle rejects with `ERR_VM_MAX_OUTPUT`.
    * Streams that a caller took or gave have no limit. One line of {@link ExecProcess.lines} has it.

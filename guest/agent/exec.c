@@ -16,6 +16,7 @@
 #include "records.h"
 #include "spawn.h"
 #include "stream.h"
+#include "tree.h"
 #include "users.h"
 
 enum {
@@ -32,6 +33,7 @@ struct exec {
   struct outlet output, error;
   struct inlet input;
   struct process_group group;
+  struct tree tree;
   struct exec *next, **link; /* in `execs`, until the reply */
   bool exited;               /* the leader has been reaped */
   int status_code, status;   /* siginfo of the leader */
@@ -82,6 +84,7 @@ static void reply(struct exec* exec, int error) {
   operation_unlist(&exec->operation);
   inlet_close(&exec->input);
   process_group_release(&exec->group);
+  tree_release(&exec->tree);
   discard(exec);
 }
 
@@ -139,6 +142,7 @@ static void exec_cancel(struct operation* operation, int error) {
   exec->cancelled_ms = loop_now_ms();
   inlet_close(&exec->input);
   process_group_signal(&exec->group, SIGKILL);
+  tree_signal_kill(&exec->tree);
   look_pause_ms = FIRST_LOOK_MS;
   look_at_ms = exec->cancelled_ms + look_pause_ms;
 }
@@ -153,7 +157,9 @@ static const struct operation_type exec_type = {
 
 // True when the reply is out.
 static bool finish_cancelled(struct exec* exec, uint64_t now, bool thorough) {
-  if (!exec->exited || !process_group_kill(&exec->group, thorough)) {
+  const bool group_is_dead = exec->exited && process_group_kill(&exec->group, thorough);
+  const bool tree_is_dead = tree_kill(&exec->tree);
+  if (!group_is_dead || !tree_is_dead) {
     if (now - exec->cancelled_ms < KILL_DEADLINE_MS) return false;
     exec->cancelled = ETIMEDOUT;
   }
@@ -201,6 +207,7 @@ int exec_wait_ms(void) {
 void exec_kill_all(void) {
   for (struct exec* exec = execs; exec; exec = exec->next) {
     process_group_signal(&exec->group, SIGKILL);
+    tree_signal_kill(&exec->tree);
   }
 }
 
@@ -220,7 +227,7 @@ static void leader_exited(struct exec* exec, const siginfo_t* info) {
   }
 }
 
-bool exec_reap(void) {
+static bool reap_some(void) {
   for (int i = 0; i < REAPED_PER_TURN; i++) {
     siginfo_t info = {0};
     if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid == 0) return false;
@@ -233,6 +240,13 @@ bool exec_reap(void) {
     waitid(P_PID, (id_t)info.si_pid, &reaped, WEXITED | WNOHANG);
   }
   return true;
+}
+
+bool exec_reap(void) {
+  const bool more = reap_some();
+  // Behind the reaping: what was the last process of a cgroup has gone now.
+  tree_sweep();
+  return more;
 }
 
 // Makes a pipe for the child's descriptor `child_fd`. Returns the agent's end, or -1.
@@ -259,8 +273,15 @@ static int start(struct exec* exec, const struct exec_options* options, struct s
       goto out;
     }
   }
+  if (options->flags & FK_EXEC_KILL_TREE) {
+    request->stage = FK_STAGE_TREE;
+    request->error = tree_create(&exec->tree, &request->enter);
+    if (request->error != 0) goto out;
+  }
   pid = spawn(request);
 out:
+  if (request->enter >= 0) close(request->enter);
+  if (pid < 0) tree_release(&exec->tree);
   for (int fd = 0; fd < 3; fd++) {
     if (request->fds[fd] >= 0) close(request->fds[fd]);
     if (pid < 0 && ours[fd] >= 0) close(ours[fd]);
@@ -322,6 +343,7 @@ void exec_request(uint32_t id, uint8_t* payload, size_t bytes) {
                             .path = options.path,
                             .fds = {-1, -1, -1},
                             .umask = options.umask,
+                            .enter = -1,
                             .limits = options.limits,
                             .limit_count = options.limit_count,
                             .stage = FK_STAGE_SETUP};

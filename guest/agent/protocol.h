@@ -190,6 +190,9 @@ enum fk_exec_flag {
   FK_EXEC_HOME = 1u << 5,
   FK_EXEC_USER = 1u << 6,
   FK_EXEC_LOGNAME = 1u << 7,
+
+  /* In a cgroup of its own: FK_CANCEL kills whatever it has started. */
+  FK_EXEC_KILL_TREE = 1u << 8,
 };
 
 /* Where starting a command failed; FK_REPLY.value is the errno of it. */
@@ -201,6 +204,7 @@ enum fk_exec_stage {
   FK_STAGE_GROUP = 5,   /* no such group (ENOENT), /etc/group, setresgid */
   FK_STAGE_GROUPS = 6,  /* the same of the supplementary groups, setgroups */
   FK_STAGE_LIMITS = 7,  /* setrlimit */
+  FK_STAGE_TREE = 8,    /* cgroup; EOPNOTSUPP: no cgroup2 with cgroup.kill */
 };
 
 enum fk_file_op {

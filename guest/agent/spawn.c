@@ -108,6 +108,8 @@ IN_CHILD static int child(void* argument) {
   for (int fd = 0; fd < 3; fd++) {
     if (request->fds[fd] >= 0 && dup2(request->fds[fd], fd) < 0) goto failed;
   }
+  request->stage = FK_STAGE_TREE;
+  if (request->enter >= 0 && write(request->enter, "0", 1) < 0) goto failed;
   // The agent's scheduling policy is inherited; see main.c. musl's wrapper does nothing.
   const struct sched_param parameters = {0};
   syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &parameters);

@@ -23,6 +23,7 @@ struct spawn {
   /* Who runs it; NULL: whoever runs the agent. */
   const struct identity* identity;
   int umask; /* -1: the agent's */
+  int enter; /* cgroup.procs of the cgroup to enter, -1: the agent's */
   const struct fk_limit* limits;
   size_t limit_count;
 

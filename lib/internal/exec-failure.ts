@@ -5,6 +5,7 @@ import { ExecStage, type ReplyMessage } from './protocol.js';
 import { show } from './validate.js';
 
 const ENOENT = 2;
+const EOPNOTSUPP = 95;
 
 /** Where a start failed. */
 export interface StartFailure {
@@ -41,6 +42,16 @@ export function startFailure(exec: CheckedExec, reply: ReplyMessage): StartFailu
         : { syscall: 'setgroups', what: 'supplementary groups' };
     case ExecStage.limits:
       return { syscall: 'setrlimit', what: 'limits' };
+    case ExecStage.tree:
+      return {
+        syscall: 'mkdir',
+        what: 'killTree',
+        ...(reply.errno === EOPNOTSUPP && {
+          problem:
+            'killTree needs cgroup2 at /sys/fs/cgroup and Linux 5.14 or later, ' +
+            'which this guest does not have',
+        }),
+      };
     default:
       return { syscall: 'fork', what: 'no process' };
   }

@@ -35,6 +35,7 @@ const KNOWN = [
   'check',
   'timeoutMs',
   'signal',
+  'killTree',
   'maxOutputBytes',
   'encoding',
 ] as const satisfies readonly (keyof ExecOptions)[];
@@ -55,6 +56,7 @@ export interface CheckedExec {
   readonly check: boolean;
   readonly timeoutMs: number | undefined;
   readonly signal: AbortSignal | undefined;
+  readonly killTree: boolean;
   readonly maxOutputBytes: number;
   readonly encoding: BufferEncoding | 'buffer';
 }
@@ -114,6 +116,7 @@ export function checkExec(command: ExecCommand, options: unknown, vmEnv: Environ
     check: take(given.check, (value) => checkBoolean('check', value), false),
     timeoutMs: take(given.timeoutMs, (value) => checkTimeout('timeoutMs', value), undefined),
     signal: take(given.signal, (value) => checkSignal('signal', value), undefined),
+    killTree: take(given.killTree, (value) => checkBoolean('killTree', value), false),
     maxOutputBytes: take(
       given.maxOutputBytes,
       (value) => checkInteger('maxOutputBytes', value, { min: 0, max: MAX_OUTPUT_BYTES_LIMIT }),

@@ -273,7 +273,7 @@ export class ExecRun<T extends string | Buffer> {
 
   #encode(operation: Operation): Buffer {
     this.#claimUntaken();
-    const { command, args, env, cwd, identity } = this.#exec;
+    const { command, args, env, cwd, identity, killTree } = this.#exec;
     const streams = {
       stdin: this.stdin.connect(),
       stdout: this.stdout.connected,
@@ -290,6 +290,7 @@ export class ExecRun<T extends string | Buffer> {
       env: environmentList(env),
       ...(cwd !== undefined && { cwd }),
       ...identity,
+      killTree,
       ...streams,
       lazyStart: this.#started === undefined,
       outputLimit: operation.output.takeInitialLimit(),

@@ -45,6 +45,7 @@ function asTaken(id: string, command: CommandInfo | undefined): CheckedExec {
     check: false,
     timeoutMs: undefined,
     signal: undefined,
+    killTree: false,
     maxOutputBytes: DEFAULT_MAX_OUTPUT_BYTES,
     encoding: 'utf8',
   };

@@ -101,6 +101,8 @@ export interface ExecRequest {
   stderr?: boolean;
   /** Let the `started` message wait for company. A ping flushes it. */
   lazyStart?: boolean;
+  /** In a cgroup of its own, so that cancelling kills whatever it has started. */
+  killTree?: boolean;
   /** Initial limits of stdout and stderr, in bytes. */
   outputLimit?: number;
   errorLimit?: number;
@@ -159,6 +161,7 @@ export function encodeExec(id: number, request: ExecRequest): Buffer {
     (request.stdout ? ExecFlag.stdout : 0) |
     (request.stderr ? ExecFlag.stderr : 0) |
     (request.lazyStart ? ExecFlag.lazyStart : 0) |
+    (request.killTree ? ExecFlag.killTree : 0) |
     (request.groups !== undefined ? ExecFlag.groups : 0) |
     (request.login ?? []).reduce((sum, variable) => sum | ExecFlag[variable], 0);
   const payload = [encodeRecord(Tag.flags, uint32(flags))];

@@ -95,6 +95,7 @@ export const ExecFlag = {
   home: 32,
   user: 64,
   logname: 128,
+  killTree: 256,
 } as const;
 export const ExecStage = {
   setup: 1,
@@ -104,6 +105,7 @@ export const ExecStage = {
   group: 5,
   groups: 6,
   limits: 7,
+  tree: 8,
 } as const;
 export const FileOp = {
   read: 1,

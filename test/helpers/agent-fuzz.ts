@@ -112,6 +112,7 @@ function sensibleFrame(random: Random, newId: number): Buffer {
         stdout: flag(),
         stderr: flag(),
         lazyStart: flag(),
+        killTree: random.below(8) === 0,
         outputLimit: limit,
         errorLimit: random.pick([0, 2 ** 40]),
         ...(flag() && { user: random.pick(['root', 'nobody', '', 65534, 0]) }),

@@ -1,5 +1,9 @@
-import { beforeAll, describe, expect, test } from 'vitest';
+import { once } from 'node:events';
+import { setTimeout as delay } from 'node:timers/promises';
 
+import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+
+import type { Vm } from '../../lib/index.js';
 import { hasKvm } from '../helpers/has-kvm.js';
 import { patience } from '../helpers/patience.js';
 import { sharedVm } from '../helpers/shared-vm.js';
@@ -79,5 +83,64 @@ describe.runIf(hasKvm)('in a guest with users', () => {
     const handle = shared.vm.exec(script, { user: 'app', timeoutMs: patience(3_000) });
 
     await expect(handle).rejects.toMatchObject({ code: 'ERR_VM_TIMEOUT', stdout: 'ready\n' });
+  });
+
+  describe('a daemon, of a session of its own and no child of its command any more,', () => {
+    const DAEMON = '(setsid sh -c "echo \\$\\$ > /tmp/daemon; exec tail -f /dev/null" &)';
+    const script = `${DAEMON}; until [ -s /tmp/daemon ]; do :; done; while sleep 1; do echo on; done`;
+
+    /** Whether the last one of that VM is there. */
+    async function isThere({ fs }: Vm): Promise<boolean> {
+      const pid = (await fs.readFile('/tmp/daemon', 'utf8')).trim();
+      return (await fs.readdir('/proc')).includes(pid);
+    }
+
+    beforeEach(() => shared.vm.fs.rm('/tmp/daemon', { force: true }));
+
+    async function cgroups({ fs }: Vm): Promise<string[]> {
+      const entries = await fs.readdir('/sys/fs/cgroup/forklet', { withFileTypes: true });
+      return entries.filter((entry) => entry.isDirectory()).map(({ name }) => name);
+    }
+
+    test('dies with a command that is killed as a tree', async () => {
+      const handle = shared.vm.exec(script, { user: 'app', killTree: true });
+      for await (const _ of handle.lines()) break;
+
+      expect(await isThere(shared.vm)).toBe(false);
+      expect(await cgroups(shared.vm)).toEqual([]);
+    });
+
+    test('dies in a fork as well, whose cgroups are its own', async () => {
+      const { vm } = shared;
+      const abort = new AbortController();
+      const handle = vm.exec(script, { killTree: true, signal: abort.signal });
+      const { id } = await handle.started;
+      // Not with lines(), which would end with the loop.
+      await once(handle.stdout, 'data');
+      const fork = await vm.fork();
+      try {
+        const other = fork.exec('while sleep 1; do echo on; done', { killTree: true });
+        for await (const _ of other.lines()) break;
+        expect(await isThere(fork)).toBe(true);
+        for await (const _ of fork.attach(id).lines()) break;
+        expect(await isThere(fork)).toBe(false);
+      } finally {
+        await fork.close();
+      }
+      expect(await isThere(vm)).toBe(true);
+      abort.abort();
+      await expect(handle).rejects.toThrow('aborted');
+      expect(await isThere(vm)).toBe(false);
+    });
+
+    test('goes on when its command has ended, and then the cgroup goes', async () => {
+      const { vm } = shared;
+      await vm.exec(`${DAEMON}; until [ -s /tmp/daemon ]; do :; done`, { killTree: true });
+
+      expect(await isThere(vm)).toBe(true);
+      expect(await cgroups(vm)).toHaveLength(1);
+      await vm.exec('kill $(cat /tmp/daemon)');
+      while ((await cgroups(vm)).length > 0) await delay(50);
+    });
   });
 });

@@ -49,6 +49,7 @@ export async function commands(vm: Vm): Promise<void> {
 
   const limits = { nofile: 5, cpu: { soft: 1, hard: 'unlimited' } } as const;
   vm.exec('id', { user: 1000, group: 'users', groups: ['wheel', 10], umask: 0o077, limits });
+  vm.exec('make', { killTree: true, timeoutMs: 5 });
   // @ts-expect-error a resource that does not exist
   vm.exec('ls', { limits: { files: 5 } });
   // @ts-expect-error the arguments belong into one array

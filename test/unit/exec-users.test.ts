@@ -1,5 +1,8 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 
+import { startFailure } from '../../lib/internal/exec-failure.js';
+import { checkExec } from '../../lib/internal/exec-options.js';
+import { ExecStage, type ReplyMessage } from '../../lib/internal/protocol.js';
 import { AgentGuest } from '../helpers/agent-guest.js';
 
 let guest: AgentGuest;
@@ -52,6 +55,13 @@ describe('a start that fails', () => {
     });
   });
 
+  test('for want of cgroup2 says so', () => {
+    const exec = checkExec('true', { killTree: true }, {});
+    const reply = { errno: 95, stage: ExecStage.tree } as ReplyMessage;
+
+    expect(startFailure(exec, reply).problem).toContain('killTree needs cgroup2');
+  });
+
   test('for a limit says so', async () => {
     const limits = { nofile: 2 ** 40 };
 
@@ -88,6 +98,7 @@ describe('arguments', () => {
     ['groups of a wrong type', run({ groups: 'users' }), TypeError, 'groups'],
     ['a group of a wrong type', run({ groups: ['a', null] }), TypeError, 'groups[1]'],
     ['too many groups', run({ groups: Array(1025).fill(0) }), RangeError, '1025'],
+    ['killTree of a wrong type', run({ killTree: 1 }), TypeError, 'killTree'],
     ['a umask with other bits', run({ umask: 0o1000 }), RangeError, 'umask'],
     ['limits of a wrong type', run({ limits: [1] }), TypeError, 'limits'],
     ['a misspelled limit', run({ limits: { nofiles: 1 } }), TypeError, '"nofile"'],

@@ -1,0 +1,25 @@
+/* A cgroup of a command's own: whatever the command starts is in it, also what
+   leaves the process group and the session. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct tree {
+  uint64_t number; /* names the cgroup; 0: none */
+  int kill;        /* its cgroup.kill */
+};
+
+/* Makes one. A process enters that writes "0" to `*enter`, which the caller
+   closes. Returns 0 or an errno, EOPNOTSUPP without cgroup2. */
+int tree_create(struct tree* tree, int* enter);
+
+void tree_signal_kill(const struct tree* tree);
+/* Kills everything; true when nothing is left, zombies aside. */
+bool tree_kill(const struct tree* tree);
+
+/* Lets go of it: it is removed when the last process has gone. */
+void tree_release(struct tree* tree);
+
+/* Some process has been reaped: removes what has become empty. */
+void tree_sweep(void);
