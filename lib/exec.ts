@@ -23,6 +23,12 @@ export type LimitName =
 /** A limit of one resource: a whole number from 0 to 2^53 - 1, or none. */
 export type LimitValue = number | 'unlimited';
 
+/** Size of a terminal, in characters: 1 to 65 535 each. */
+export interface TerminalSize {
+  readonly columns: number;
+  readonly rows: number;
+}
+
 /** Options of `vm.exec()`. */
 export interface ExecOptions {
   /** Working directory in the guest. @defaultValue `'/'` */
@@ -92,6 +98,19 @@ export interface ExecOptions {
   readonly stdout?: 'pipe' | 'ignore' | 'inherit' | Writable;
   /** Where standard error goes, likewise. @defaultValue `'pipe'` */
   readonly stderr?: 'pipe' | 'ignore' | 'inherit' | Writable;
+  /**
+   * Runs the command in a terminal of its own: standard input, output and error are one pseudo
+   * terminal, which controls the command's session, as for a shell that somebody types into. `true`
+   * is one of 80 columns and 24 rows; {@link ExecProcess.resize} changes that.
+   *
+   * - All output is `stdout`, which must not be `'ignore'`; `stderr` is empty, and its option left out.
+   * - What is written to `stdin` is typed. Its end types the terminal's end-of-file character (`^D`):
+   *   once, so that one program reads an end of file. The terminal is hung up when the command ends.
+   * - `TERM` is `xterm-256color` unless the environment has it, or names it with `undefined`.
+   *
+   * @defaultValue `false`
+   */
+  readonly pty?: boolean | TerminalSize;
   /**
    * Whether a command that exits with anything but 0 is an error, `ERR_VM_EXIT_STATUS`.
    *
@@ -212,7 +231,8 @@ export class ExecProcess<T extends string | Buffer = string> extends Promise<Exe
   /**
    * Standard error, likewise.
    *
-   * @throws {TypeError} the option `stderr` is something else, or the output is being collected.
+   * @throws {TypeError} the option `stderr` is something else, the output is being collected, or the
+   *   command has a terminal, whose output is all of {@link stdout}.
    */
   get stderr(): Readable {
     return this.#run.stderr.take();
@@ -250,6 +270,17 @@ export class ExecProcess<T extends string | Buffer = string> extends Promise<Exe
    */
   kill(signal: NodeJS.Signals | number = 'SIGTERM'): boolean {
     return this.#run.kill(signalNumber(signal));
+  }
+
+  /**
+   * Gives the command's terminal another size, of which the program in its foreground hears by
+   * `SIGWINCH`. Nothing happens when the command has ended.
+   *
+   * @throws {TypeError} the command has no terminal; see {@link ExecOptions.pty}.
+   * @throws {RangeError} `columns` or `rows` is not an integer from 1 to 65 535.
+   */
+  resize(size: TerminalSize): void {
+    this.#run.resize(size);
   }
 
   // biome-ignore lint/suspicious/noThenProperty: a promise whose `then` starts the collecting

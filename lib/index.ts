@@ -23,6 +23,7 @@ export type {
   ExecStatus,
   LimitName,
   LimitValue,
+  TerminalSize,
 } from './exec.js';
 export type {
   AppendFileOptions,

@@ -79,6 +79,11 @@ static void to_operation(const struct fk_header* header, const uint8_t* payload)
     case FK_SIGNAL:
       if (type->signal) type->signal(operation, header->value);
       return;
+    case FK_RESIZE:
+      if (type->resize) {
+        type->resize(operation, (uint16_t)header->value, (uint16_t)(header->value >> 16));
+      }
+      return;
     case FK_CANCEL:
       type->cancel(operation, header->value == FK_CANCEL_RESET ? ECONNRESET : ECANCELED);
       return;
@@ -99,6 +104,7 @@ static void to_operation(const struct fk_header* header, const uint8_t* payload)
 void control_frame(const struct fk_header* header, uint8_t* payload) {
   switch (header->type) {
     case FK_SIGNAL:
+    case FK_RESIZE:
     case FK_CANCEL:
     case FK_DATA:
     case FK_END:

@@ -135,6 +135,14 @@ static void exec_signal(struct operation* operation, uint32_t number) {
   if (number >= 1 && number <= 64) process_group_signal(&exec->group, (int)number);
 }
 
+static void exec_resize(struct operation* operation, uint16_t columns, uint16_t rows) {
+  struct exec* exec = (struct exec*)operation;
+  const struct terminal_size size = {columns, rows};
+  if (exec->output.kind != OUTLET_TERMINAL || exec->output.fd < 0) return;
+  if (!terminal_size_is_valid(size)) return;
+  terminal_resize(exec->output.fd, size);
+}
+
 static void exec_cancel(struct operation* operation, int error) {
   struct exec* exec = (struct exec*)operation;
   if (exec->cancelled) return;
@@ -153,6 +161,7 @@ static const struct operation_type exec_type = {
     .input = exec_input,
     .window = exec_window,
     .signal = exec_signal,
+    .resize = exec_resize,
 };
 
 // True when the reply is out.
@@ -261,43 +270,81 @@ static int make_pipe(struct spawn* request, int child_fd) {
   return ours;
 }
 
-static int start(struct exec* exec, const struct exec_options* options, struct spawn* request) {
+// Makes what the command finds at 0 to 2. `ours` gets the agent's ends. Returns 0 or an errno.
+static int make_streams(const struct exec_options* options, struct spawn* request, int ours[3]) {
   static const uint32_t flags[3] = {FK_EXEC_STDIN, FK_EXEC_STDOUT, FK_EXEC_STDERR};
-  int ours[3] = {-1, -1, -1};
-  pid_t pid = -1;
+  request->stage = FK_STAGE_SETUP;
   for (int fd = 0; fd < 3; fd++) {
     if (!(options->flags & flags[fd])) continue;
     ours[fd] = make_pipe(request, fd);
-    if (ours[fd] < 0) {
-      request->error = errno;
-      goto out;
-    }
+    if (ours[fd] < 0) return errno;
   }
-  if (options->flags & FK_EXEC_KILL_TREE) {
-    request->stage = FK_STAGE_TREE;
-    request->error = tree_create(&exec->tree, &request->enter);
-    if (request->error != 0) goto out;
-  }
-  pid = spawn(request);
-out:
-  if (request->enter >= 0) close(request->enter);
-  if (pid < 0) tree_release(&exec->tree);
+  return 0;
+}
+
+static int make_terminal(const struct exec_options* options, struct spawn* request, int ours[3]) {
+  request->stage = FK_STAGE_TERMINAL;
+  request->terminal = true;
+  const struct identity* identity = request->identity;
+  const uid_t owner = identity && identity->sets_user ? identity->uid : 0;
+  int slave;
+  const int error = terminal_open(options->terminal, owner, &ours[1], &slave);
+  if (error != 0) return error;
+  for (int fd = 0; fd < 3; fd++) request->fds[fd] = slave;
+  // A descriptor of its own, since the loop tells of one side of a descriptor only.
+  ours[0] = fcntl(ours[1], F_DUPFD_CLOEXEC, 0);
+  return ours[0] < 0 ? errno : 0;
+}
+
+static void close_childs(const struct spawn* request) {
   for (int fd = 0; fd < 3; fd++) {
     if (request->fds[fd] >= 0) close(request->fds[fd]);
-    if (pid < 0 && ours[fd] >= 0) close(ours[fd]);
+    if (request->terminal) return;
   }
-  if (pid < 0) return request->error;
-  exec->group.leader = pid;
+}
+
+// Connects the agent's ends. Returns 0 or an errno.
+static int open_streams(struct exec* exec, const struct exec_options* options, const int ours[3]) {
+  const bool terminal = options->terminal.columns > 0;
   inlet_open(&exec->input, &exec->operation, ours[0], FK_INPUT_WINDOW);
+  exec->input.terminal = terminal;
+  exec->output.limit = options->output_limit;
+  exec->error.limit = options->error_limit;
   int error = 0;
-  if (ours[1] >= 0)
-    error = outlet_open(&exec->output, &exec->operation, ours[1], FK_OUTPUT, OUTLET_PIPE);
+  if (ours[1] >= 0) {
+    const enum outlet_kind kind = terminal ? OUTLET_TERMINAL : OUTLET_PIPE;
+    error = outlet_open(&exec->output, &exec->operation, ours[1], FK_OUTPUT, kind);
+  }
   if (ours[2] >= 0) {
     const int more = outlet_open(&exec->error, &exec->operation, ours[2], FK_ERROR, OUTLET_PIPE);
     if (more != 0) error = more;
   }
-  exec->output.limit = options->output_limit;
-  exec->error.limit = options->error_limit;
+  // Nobody will write: the end that a pipe has by itself has to be typed.
+  if (terminal && !(options->flags & FK_EXEC_STDIN)) inlet_input(&exec->input, 0, NULL, 0, true);
+  return error;
+}
+
+static int start(struct exec* exec, const struct exec_options* options, struct spawn* request) {
+  int ours[3] = {-1, -1, -1};
+  pid_t pid = -1;
+  request->error = options->terminal.columns > 0 ? make_terminal(options, request, ours)
+                                                 : make_streams(options, request, ours);
+  if (request->error == 0 && options->flags & FK_EXEC_KILL_TREE) {
+    request->stage = FK_STAGE_TREE;
+    request->error = tree_create(&exec->tree, &request->enter);
+  }
+  if (request->error == 0) pid = spawn(request);
+  close_childs(request);
+  if (request->enter >= 0) close(request->enter);
+  if (pid < 0) {
+    for (int fd = 0; fd < 3; fd++) {
+      if (ours[fd] >= 0) close(ours[fd]);
+    }
+    tree_release(&exec->tree);
+    return request->error;
+  }
+  exec->group.leader = pid;
+  const int error = open_streams(exec, options, ours);
   // Without an entry in the loop its output would not be seen: the command must not go on.
   if (error != 0) exec_cancel(&exec->operation, error);
   return 0;

@@ -61,6 +61,12 @@ static bool take_limit(struct exec_options* options, const struct record* record
   return limit->zero == 0;
 }
 
+static bool take_terminal(struct exec_options* options, const struct record* record) {
+  if (record->length != sizeof(options->terminal)) return false;
+  memcpy(&options->terminal, record->bytes, sizeof(options->terminal));
+  return terminal_size_is_valid(options->terminal);
+}
+
 static bool take_variable(struct exec_options* options, const struct record* record,
                           struct places* places) {
   char* text = record_string(record);
@@ -100,6 +106,8 @@ static bool take_record(struct exec_options* options, const struct record* recor
       return take_umask(options, record);
     case FK_TAG_LIMIT:
       return take_limit(options, record);
+    case FK_TAG_TERMINAL:
+      return take_terminal(options, record);
     default:
       return false;
   }
@@ -108,6 +116,8 @@ static bool take_record(struct exec_options* options, const struct record* recor
 // Whether what was taken goes together.
 static bool make_sense(const struct exec_options* options) {
   const uint32_t login = FK_EXEC_HOME | FK_EXEC_USER | FK_EXEC_LOGNAME;
+  const uint32_t outputs = options->flags & (FK_EXEC_STDOUT | FK_EXEC_STDERR);
+  if (options->terminal.columns > 0 && outputs != FK_EXEC_STDOUT) return false;
   if (options->member_count > 0 && !(options->flags & FK_EXEC_GROUPS)) return false;
   return options->user.given || !(options->flags & login);
 }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "protocol.h"
+#include "terminal.h"
 #include "users.h"
 
 enum { EXEC_LIMITS = 16 };
@@ -25,6 +26,7 @@ struct exec_options {
   int umask; /* -1: not given */
   struct fk_limit limits[EXEC_LIMITS];
   size_t limit_count;
+  struct terminal_size terminal;
 };
 
 /* Returns 0 or an errno: EPROTO for what makes no sense. Strings stay in the

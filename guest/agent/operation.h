@@ -19,6 +19,8 @@ struct operation_type {
   void (*window)(struct operation*, uint16_t stream, uint64_t limit);
   /* FK_SIGNAL, or NULL. */
   void (*signal)(struct operation*, uint32_t number);
+  /* FK_RESIZE, or NULL. */
+  void (*resize)(struct operation*, uint16_t columns, uint16_t rows);
 };
 
 struct operation {

@@ -78,7 +78,7 @@ enum fk_type {
   FK_CONFIGURE = 1, /* records: HOSTNAME?; once, before other requests */
   FK_PING = 2,      /* answered by FK_REPLY at once */
   FK_EXEC = 3,      /* records: ARG+, ENV*, CWD?, OUTPUT_LIMIT?, ERROR_LIMIT?, FLAGS?, USER_*?,
-                       GROUP_*?, MEMBER_**, UMASK?, LIMIT* */
+                       GROUP_*?, MEMBER_**, UMASK?, LIMIT*, TERMINAL? */
   FK_SIGNAL = 4,    /* value = signal number; to the process group of exec `id`.
                        No reply; nothing happens when the group is gone */
   FK_CANCEL = 5,    /* ends operation `id`: an exec's process group is killed with
@@ -89,6 +89,8 @@ enum fk_type {
   FK_PARK = 7,      /* value = enum fk_park. Behind FK_REPLY everything that the agent
                        has to say leaves first, and no later frame is looked at before
                        it has parked and come back */
+  FK_RESIZE = 9,    /* the terminal of exec `id` has another size: value = columns | rows << 16.
+                       No reply; nothing happens without a terminal */
   FK_RENEW = 8,     /* look at the mailbox: make this machine unique if its generation
                        is new. No id and no reply: FK_RENEWED answers */
 
@@ -164,6 +166,9 @@ enum fk_tag {
   FK_TAG_MEMBER_ID = 45,   /* u32: the same as a number */
   FK_TAG_UMASK = 46,       /* u32: permission bits that new files lack */
   FK_TAG_LIMIT = 47,       /* struct fk_limit */
+  FK_TAG_TERMINAL = 48,    /* two u32: columns and rows, 1 to 65,535 each. Stdin, stdout and stderr
+                              are one terminal, whose output is FK_OUTPUT: with FK_EXEC_STDOUT and
+                              without FK_EXEC_STDERR */
   FK_TAG_PORT = 50,        /* u32: 1 to 65535 */
   FK_TAG_INTERVAL = 51,    /* u32: longest pause between two looks, in ms, at least 1 */
 };
@@ -174,7 +179,8 @@ enum fk_cancel {
 };
 
 enum fk_exec_flag {
-  FK_EXEC_STDIN = 1u << 0,  /* stdin is stream FK_INPUT; otherwise /dev/null */
+  FK_EXEC_STDIN = 1u << 0,  /* stdin is stream FK_INPUT; otherwise /dev/null, and of a terminal the
+                               end of input is typed at once */
   FK_EXEC_STDOUT = 1u << 1, /* stdout is stream FK_OUTPUT; otherwise /dev/null */
   FK_EXEC_STDERR = 1u << 2, /* stderr is stream FK_ERROR; otherwise /dev/null */
 
@@ -205,6 +211,7 @@ enum fk_exec_stage {
   FK_STAGE_GROUPS = 6,  /* the same of the supplementary groups, setgroups */
   FK_STAGE_LIMITS = 7,  /* setrlimit */
   FK_STAGE_TREE = 8,    /* cgroup; EOPNOTSUPP: no cgroup2 with cgroup.kill */
+  FK_STAGE_TERMINAL = 9,
 };
 
 enum fk_file_op {

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -108,6 +109,8 @@ IN_CHILD static int child(void* argument) {
   for (int fd = 0; fd < 3; fd++) {
     if (request->fds[fd] >= 0 && dup2(request->fds[fd], fd) < 0) goto failed;
   }
+  request->stage = FK_STAGE_TERMINAL;
+  if (request->terminal && ioctl(STDIN_FILENO, TIOCSCTTY, 0) < 0) goto failed;
   request->stage = FK_STAGE_TREE;
   if (request->enter >= 0 && write(request->enter, "0", 1) < 0) goto failed;
   // The agent's scheduling policy is inherited; see main.c. musl's wrapper does nothing.

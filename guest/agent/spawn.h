@@ -1,6 +1,7 @@
 /* Starts a program with as few system calls as possible. */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -20,6 +21,7 @@ struct spawn {
   const char* path;
   /* For stdin, stdout and stderr; -1 leaves the agent's, which is /dev/null. */
   int fds[3];
+  bool terminal; /* `fds` are one, which controls the new session */
   /* Who runs it; NULL: whoever runs the agent. */
   const struct identity* identity;
   int umask; /* -1: the agent's */

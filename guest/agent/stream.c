@@ -1,6 +1,7 @@
 #include "stream.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -10,6 +11,7 @@
 
 #include "connection.h"
 #include "protocol.h"
+#include "terminal.h"
 
 // Edge-triggered: a stream whose window is shut stays readable without waking the loop. A pipe says
 // by itself that its last writer is gone, a socket has to be asked.
@@ -69,7 +71,17 @@ static size_t bytes_in_pipe(int fd) {
   return ioctl(fd, FIONREAD, &count) == 0 && count > 0 ? (size_t)count : 0;
 }
 
+// What poll() says of a terminal. What was written to it may still be on its way to where it can be
+// read or counted, and poll() waits for that.
+static int terminal_state(int fd) {
+  struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+  return poll(&poll_fd, 1, 0) > 0 ? poll_fd.revents : 0;
+}
+
 static bool is_exhausted(const struct outlet* outlet) {
+  if (outlet->kind == OUTLET_TERMINAL) {
+    return outlet->hangup && !(terminal_state(outlet->fd) & POLLIN);
+  }
   if (outlet->kind == OUTLET_PIPE) return outlet->hangup && bytes_in_pipe(outlet->fd) == 0;
   uint8_t next;
   const off_t at = lseek(outlet->fd, 0, SEEK_CUR);
@@ -118,16 +130,16 @@ enum progress outlet_pump(struct outlet* outlet) {
   if (room > allowed) room = (size_t)allowed;
   const ssize_t count = read(outlet->fd, at, room);
   if (count < 0 && errno == EINTR) return PROGRESS_AGAIN;
+  if (count == 0 || (count < 0 && errno == EIO && outlet->kind == OUTLET_TERMINAL)) {
+    outlet->hangup = true;
+    return end_when_room(outlet);
+  }
   if (count < 0 && errno != EAGAIN) return PROGRESS_FAILED;
   if (count < 0) {
     outlet->readable = false;
     if (outlet->hangup) return end_when_room(outlet);
     errno = outlet_watch(outlet);
     return errno == 0 ? PROGRESS_WAIT : PROGRESS_FAILED;
-  }
-  if (count == 0) {
-    outlet->hangup = true;
-    return end_when_room(outlet);
   }
   const struct fk_header header = {.payload_bytes = (uint32_t)count,
                                    .type = FK_DATA,
@@ -156,8 +168,14 @@ void outlet_window(struct outlet* outlet, uint64_t limit) {
 
 void outlet_end_with_present(struct outlet* outlet) {
   if (outlet->fd < 0 || outlet->ended || outlet->hangup || outlet->remaining != UINT64_MAX) return;
-  outlet->remaining = bytes_in_pipe(outlet->fd);
   outlet->readable = true;
+  // With nobody left at the other end it is read to its end, which counting would miss: a terminal
+  // shows no more than a page of what is in it.
+  if (outlet->kind == OUTLET_TERMINAL && terminal_state(outlet->fd) & POLLHUP) {
+    outlet->hangup = true;
+    return;
+  }
+  outlet->remaining = bytes_in_pipe(outlet->fd);
 }
 
 void outlet_discard(struct outlet* outlet) {
@@ -273,6 +291,16 @@ static void close_when_done(struct inlet* inlet) {
   inlet_close(inlet);
 }
 
+// Writes, and keeps what the descriptor did not take. Returns 0 or an errno.
+static int write_or_hold(struct inlet* inlet, const uint8_t* bytes, size_t count) {
+  size_t written = 0;
+  int error = 0;
+  if (inlet->held_begin == inlet->held_end) error = write_some(inlet->fd, bytes, count, &written);
+  if (error == 0 && written < count) error = hold(inlet, bytes + written, count - written);
+  if (error != 0) inlet_close(inlet);
+  return error;
+}
+
 int inlet_input(struct inlet* inlet, uint64_t offset, const uint8_t* bytes, size_t count,
                 bool end) {
   if (inlet->end || offset != inlet->received || count > inlet->granted - inlet->received) {
@@ -283,10 +311,11 @@ int inlet_input(struct inlet* inlet, uint64_t offset, const uint8_t* bytes, size
   inlet->received += count;
   int error = 0;
   if (inlet->fd >= 0 && !end) {
-    size_t written = 0;
-    if (inlet->held_begin == inlet->held_end) error = write_some(inlet->fd, bytes, count, &written);
-    if (error == 0 && written < count) error = hold(inlet, bytes + written, count - written);
-    if (error != 0) inlet_close(inlet);
+    inlet->partial = inlet->terminal && !terminal_ends_line(bytes[count - 1]);
+    error = write_or_hold(inlet, bytes, count);
+  } else if (inlet->fd >= 0 && inlet->terminal) {
+    uint8_t typed[2];
+    error = write_or_hold(inlet, typed, terminal_end_of_input(inlet->fd, inlet->partial, typed));
   }
   close_when_done(inlet);
   grant(inlet);

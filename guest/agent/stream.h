@@ -9,9 +9,10 @@
 #include "operation.h"
 
 enum outlet_kind {
-  OUTLET_FILE,   /* put into the loop when it first has nothing to read */
-  OUTLET_PIPE,   /* in the loop from the start; a short read means that it is empty */
-  OUTLET_SOCKET, /* in the loop from the start; a short read may have ended at an urgent byte */
+  OUTLET_FILE,     /* put into the loop when it first has nothing to read */
+  OUTLET_PIPE,     /* in the loop from the start; a short read means that it is empty */
+  OUTLET_SOCKET,   /* in the loop from the start; a short read may have ended at an urgent byte */
+  OUTLET_TERMINAL, /* in the loop from the start; a short read means nothing, and EIO is the end */
 };
 
 /* A stream to the host: what can be read from `fd`. */
@@ -61,6 +62,8 @@ struct inlet {
   bool socket;       /* its end is told to the peer: others have the socket open as well */
   bool watched;      /* in the loop */
   bool end;          /* FK_END has come */
+  bool terminal;     /* its end is typed */
+  bool partial;      /* the last line has not been ended */
   uint32_t window;   /* bytes that the host may be ahead */
   uint64_t received; /* offset of the next byte from the host */
   uint64_t granted;  /* what the host may send */

@@ -1,3 +1,4 @@
+import type { TerminalSize } from '../exec.js';
 import type { CommandInfo, CommandState } from './agent-state.js';
 import {
   IncomingStream,
@@ -9,6 +10,7 @@ import { Deferred } from './deferred.js';
 import {
   type CancelMode,
   encodeCancel,
+  encodeResize,
   encodeSignal,
   FILE_WINDOW_BYTES,
   type GuestMessage,
@@ -136,6 +138,11 @@ export class Operation {
   /** Sends a signal to the command's process group. */
   signal(number: number): void {
     if (!this.#over) this.#host.sendNow(() => encodeSignal(this.id, number));
+  }
+
+  /** Gives the command's terminal another size. */
+  resize(size: TerminalSize): void {
+    if (!this.#over) this.#host.sendNow(() => encodeResize(this.id, size));
   }
 
   /** Ends the operation in the guest. Its reply follows, within a deadline. */

@@ -16,6 +16,8 @@ export interface CommandInfo {
   readonly stdin: boolean;
   readonly stdout: boolean;
   readonly stderr: boolean;
+  /** Whether they are one terminal, which is `stdout` then. */
+  readonly pty: boolean;
 }
 
 /** A command that ran when the VM was frozen. */

@@ -52,6 +52,8 @@ export function startFailure(exec: CheckedExec, reply: ReplyMessage): StartFailu
             'which this guest does not have',
         }),
       };
+    case ExecStage.terminal:
+      return { syscall: 'open', what: 'no terminal from /dev/ptmx' };
     default:
       return { syscall: 'fork', what: 'no process' };
   }

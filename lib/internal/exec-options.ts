@@ -1,6 +1,6 @@
 import { Readable, Writable } from 'node:stream';
 
-import type { ExecCommand, ExecOptions } from '../exec.js';
+import type { ExecCommand, ExecOptions, TerminalSize } from '../exec.js';
 import { checkIdentity, type ExecIdentity, inherited } from './exec-identity.js';
 import {
   checkBoolean,
@@ -21,6 +21,13 @@ export const DEFAULT_MAX_OUTPUT_BYTES = 16 * 1024 * 1024;
 /** What Node's largest Buffer holds on every supported version. */
 const MAX_OUTPUT_BYTES_LIMIT = 2 ** 31 - 1;
 
+/** Of terminals that somebody wanted without saying how large. */
+export const DEFAULT_TERMINAL_SIZE: TerminalSize = { columns: 80, rows: 24 };
+const MAX_TERMINAL_CHARACTERS = 65_535;
+
+/** What terminals are called that understand the sequences of today's. */
+const DEFAULT_TERM = 'xterm-256color';
+
 const KNOWN = [
   'cwd',
   'env',
@@ -32,6 +39,7 @@ const KNOWN = [
   'stdin',
   'stdout',
   'stderr',
+  'pty',
   'check',
   'timeoutMs',
   'signal',
@@ -41,7 +49,8 @@ const KNOWN = [
 ] as const satisfies readonly (keyof ExecOptions)[];
 
 export type StdinOption = 'pipe' | 'ignore' | Readable | Uint8Array;
-export type OutputOption = 'pipe' | 'ignore' | Writable;
+/** `'terminal'`: there is none, since it is part of the terminal's output. */
+export type OutputOption = 'pipe' | 'ignore' | 'terminal' | Writable;
 
 /** A command with its options, checked and complete. */
 export interface CheckedExec {
@@ -53,6 +62,10 @@ export interface CheckedExec {
   readonly stdin: StdinOption;
   readonly stdout: OutputOption;
   readonly stderr: OutputOption;
+  /** Whether the three are one terminal. */
+  readonly pty: boolean;
+  /** Its size when the command starts. */
+  readonly terminalSize: TerminalSize;
   readonly check: boolean;
   readonly timeoutMs: number | undefined;
   readonly signal: AbortSignal | undefined;
@@ -89,6 +102,40 @@ function checkOutput(name: 'stdout' | 'stderr', value: unknown): OutputOption {
   throw wrongType(name, "'pipe', 'ignore', 'inherit' or a Writable", value);
 }
 
+/** Checks what concerns a terminal. */
+function checkTerminal(given: Partial<ExecOptions>): Pick<CheckedExec, 'pty' | 'terminalSize'> {
+  const { pty = false } = given;
+  if (pty === false) return { pty, terminalSize: DEFAULT_TERMINAL_SIZE };
+  const { stdout = 'pipe', stderr = 'pipe' } = given;
+  if (stdout === 'ignore') {
+    throw new TypeError(
+      'Option "stdout" must not be \'ignore\' with "pty": a terminal that nobody reads stalls',
+    );
+  }
+  if (stderr !== 'pipe') {
+    throw new TypeError(
+      'Option "stderr" must be left out with "pty": what a terminal shows is all in stdout; ' +
+        `got ${show(stderr)}`,
+    );
+  }
+  const size = pty === true ? DEFAULT_TERMINAL_SIZE : checkTerminalSize('pty', pty);
+  return { pty: true, terminalSize: size };
+}
+
+/** Checks the size of a terminal; `option` names it in messages. */
+export function checkTerminalSize(option: string, value: unknown): TerminalSize {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw wrongType(option, 'true, false or { columns, rows }', value);
+  }
+  const known = ['columns', 'rows'] as const;
+  const { columns, rows } = checkOptions(option, value as Partial<TerminalSize>, known);
+  const range = { min: 1, max: MAX_TERMINAL_CHARACTERS };
+  return {
+    columns: checkInteger(`${option}.columns`, columns, range),
+    rows: checkInteger(`${option}.rows`, rows, range),
+  };
+}
+
 /** Checks what was passed to `vm.exec()`. Throws TypeError or RangeError. */
 export function checkExec(command: ExecCommand, options: unknown, vmEnv: Environment): CheckedExec {
   if (Array.isArray(options) && typeof command === 'string') {
@@ -104,15 +151,23 @@ export function checkExec(command: ExecCommand, options: unknown, vmEnv: Environ
     value === undefined ? otherwise : check(value);
   const env = take(given.env, (value) => checkEnvironment('env', value), {});
   const identity = checkIdentity(given, env);
+  const terminal = checkTerminal(given);
   return {
     command,
     args,
     cwd: take(given.cwd, (value) => checkText('cwd', value), undefined),
-    env: { ...inherited(vmEnv, identity), ...env },
+    env: {
+      ...(terminal.pty && { TERM: DEFAULT_TERM }),
+      ...inherited(vmEnv, identity),
+      ...env,
+    },
     identity,
     stdin: take(given.stdin, checkStdin, 'pipe'),
     stdout: take(given.stdout, (value) => checkOutput('stdout', value), 'pipe'),
-    stderr: take(given.stderr, (value) => checkOutput('stderr', value), 'pipe'),
+    stderr: terminal.pty
+      ? 'terminal'
+      : take(given.stderr, (value) => checkOutput('stderr', value), 'pipe'),
+    ...terminal,
     check: take(given.check, (value) => checkBoolean('check', value), false),
     timeoutMs: take(given.timeoutMs, (value) => checkTimeout('timeoutMs', value), undefined),
     signal: take(given.signal, (value) => checkSignal('signal', value), undefined),

@@ -40,7 +40,7 @@ export class OutputPort {
 
   /** Whether the guest connects this stream at all. */
   get connected(): boolean {
-    return this.#option !== 'ignore';
+    return this.#option !== 'ignore' && this.#option !== 'terminal';
   }
 
   /** The caller's stream that output goes to, if one was given. */
@@ -65,6 +65,11 @@ export class OutputPort {
   /** Gives the output to the caller as a stream, who then has to read it. */
   take(): Readable {
     if (this.#taken !== undefined) return this.#taken;
+    if (this.#option === 'terminal') {
+      throw new TypeError(
+        `${this.#name} is empty: the command has a terminal, and all that it shows is in stdout`,
+      );
+    }
     if (this.#option !== 'pipe') {
       throw new TypeError(
         `${this.#name} is not a pipe: the option "${this.#name}" sent it elsewhere`,

@@ -1,14 +1,19 @@
 // One command from its request to its result. `ExecProcess` is its public face.
 
 import { AbortError, describeErrno, ExecError, VmError, type VmErrorCode } from '../errors.js';
-import type { ExecResult, ExecStatus } from '../exec.js';
+import type { ExecResult, ExecStatus, TerminalSize } from '../exec.js';
 import type { Operation } from './agent-connection.js';
 import { boundedCommand } from './agent-state.js';
 import { escapeControl } from './console-buffer.js';
 import { Deferred } from './deferred.js';
 import { type Observation, observe } from './diagnostics.js';
 import { startFailure } from './exec-failure.js';
-import { type CheckedExec, environmentList, requestBytes } from './exec-options.js';
+import {
+  type CheckedExec,
+  checkTerminalSize,
+  environmentList,
+  requestBytes,
+} from './exec-options.js';
 import { closeTargets, InputPort, OutputPort } from './exec-ports.js';
 import type { Guest } from './guest.js';
 import { encodeExec, MAX_EXEC_PAYLOAD_BYTES, type ReplyMessage } from './protocol.js';
@@ -127,6 +132,14 @@ export class ExecRun<T extends string | Buffer> {
     if (this.#operation.over) return false;
     this.#operation.signal(signal);
     return true;
+  }
+
+  /** Tells the command's terminal its size. */
+  resize(size: TerminalSize): void {
+    if (!this.#exec.pty) {
+      throw new TypeError('The command has no terminal to resize; start it with the option "pty"');
+    }
+    this.#operation.resize(checkTerminalSize('size', size));
   }
 
   /** Ends a command whose output nobody reads on; its result says SIGKILL. */
@@ -273,7 +286,7 @@ export class ExecRun<T extends string | Buffer> {
 
   #encode(operation: Operation): Buffer {
     this.#claimUntaken();
-    const { command, args, env, cwd, identity, killTree } = this.#exec;
+    const { command, args, env, cwd, identity, killTree, pty, terminalSize } = this.#exec;
     const streams = {
       stdin: this.stdin.connect(),
       stdout: this.stdout.connected,
@@ -283,6 +296,7 @@ export class ExecRun<T extends string | Buffer> {
       id: this.#id,
       command: boundedCommand(command),
       startedAtMs: this.#startedAtMs,
+      pty,
       ...streams,
     };
     return encodeExec(operation.id, {
@@ -291,6 +305,7 @@ export class ExecRun<T extends string | Buffer> {
       ...(cwd !== undefined && { cwd }),
       ...identity,
       killTree,
+      ...(pty && { terminal: terminalSize }),
       ...streams,
       lazyStart: this.#started === undefined,
       outputLimit: operation.output.takeInitialLimit(),
@@ -390,6 +405,7 @@ function describe(exec: CheckedExec): Readonly<Record<string, unknown>> {
     command: exec.command,
     cwd: exec.cwd,
     ...(exec.identity.user !== undefined && { user: exec.identity.user }),
+    ...(exec.pty && { pty: exec.terminalSize }),
     env: Object.keys(exec.env),
     timeoutMs: exec.timeoutMs,
     maxOutputBytes: exec.maxOutputBytes,

@@ -3,7 +3,12 @@
 import { VmError } from '../errors.js';
 import { type ExecCommand, type ExecOptions, ExecProcess } from '../exec.js';
 import type { CommandInfo } from './agent-state.js';
-import { type CheckedExec, checkExec, DEFAULT_MAX_OUTPUT_BYTES } from './exec-options.js';
+import {
+  type CheckedExec,
+  checkExec,
+  DEFAULT_MAX_OUTPUT_BYTES,
+  DEFAULT_TERMINAL_SIZE,
+} from './exec-options.js';
 import { ExecRun } from './exec-run.js';
 import type { Guest } from './guest.js';
 import { show } from './validate.js';
@@ -41,7 +46,9 @@ function asTaken(id: string, command: CommandInfo | undefined): CheckedExec {
     identity: {},
     stdin: pipe(command?.stdin),
     stdout: pipe(command?.stdout),
-    stderr: pipe(command?.stderr),
+    stderr: command?.pty === true ? 'terminal' : pipe(command?.stderr),
+    pty: command?.pty === true,
+    terminalSize: DEFAULT_TERMINAL_SIZE,
     check: false,
     timeoutMs: undefined,
     signal: undefined,

@@ -243,7 +243,7 @@ function parseReply(frame: Frame): ReplyMessage {
   };
   if (reply.errno > MAX_ERRNO) throw new ProtocolError(`errno ${reply.errno} out of range`);
   for (const { tag, bytes } of parseRecords(frame.payload)) {
-    if (tag === Tag.stage) reply.stage = boundedUInt32(bytes, 'stage', 1, ExecStage.tree);
+    if (tag === Tag.stage) reply.stage = boundedUInt32(bytes, 'stage', 1, ExecStage.terminal);
     else if (tag === Tag.exitCode) reply.exitCode = boundedUInt32(bytes, 'exit code', 0, 255);
     else if (tag === Tag.signal) reply.signal = boundedUInt32(bytes, 'signal', 1, 64);
     else if (tag === Tag.stat) reply.stat = parseStat(bytes);

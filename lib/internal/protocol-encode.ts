@@ -1,5 +1,6 @@
 /** Frames to the guest: requests in, bytes out. See protocol.ts. */
 
+import type { TerminalSize } from '../exec.js';
 import {
   Cancel,
   type CancelMode,
@@ -103,6 +104,8 @@ export interface ExecRequest {
   lazyStart?: boolean;
   /** In a cgroup of its own, so that cancelling kills whatever it has started. */
   killTree?: boolean;
+  /** stdin, stdout and stderr are one terminal of that size; `stdout` is its output. */
+  terminal?: TerminalSize;
   /** Initial limits of stdout and stderr, in bytes. */
   outputLimit?: number;
   errorLimit?: number;
@@ -171,6 +174,10 @@ export function encodeExec(id: number, request: ExecRequest): Buffer {
   }
   if (request.errorLimit) payload.push(encodeRecord(Tag.errorLimit, uint64(request.errorLimit)));
   payload.push(...encodeIdentity(request));
+  if (request.terminal !== undefined) {
+    const { columns, rows } = request.terminal;
+    payload.push(encodeRecord(Tag.terminal, uint32(columns, rows)));
+  }
   for (const arg of request.args) payload.push(encodeRecord(Tag.arg, arg));
   for (const variable of request.env ?? []) payload.push(encodeRecord(Tag.env, variable));
   return encodeFrame({ type: FrameType.exec, id, payload });
@@ -178,6 +185,10 @@ export function encodeExec(id: number, request: ExecRequest): Buffer {
 
 export function encodeSignal(id: number, signal: number): Buffer {
   return encodeFrame({ type: FrameType.signal, id, value: signal });
+}
+
+export function encodeResize(id: number, { columns, rows }: TerminalSize): Buffer {
+  return encodeFrame({ type: FrameType.resize, id, value: columns + rows * 0x1_0000 });
 }
 
 /** `mode` says how a connection is ended; other operations have one way. */

@@ -36,6 +36,7 @@ export const FrameType = {
   file: 6,
   park: 7,
   renew: 8,
+  resize: 9,
   connect: 10,
   waitPort: 11,
   data: 16,
@@ -79,6 +80,7 @@ export const Tag = {
   memberId: 45,
   umask: 46,
   limit: 47,
+  terminal: 48,
   port: 50,
   interval: 51,
 } as const;
@@ -106,6 +108,7 @@ export const ExecStage = {
   groups: 6,
   limits: 7,
   tree: 8,
+  terminal: 9,
 } as const;
 export const FileOp = {
   read: 1,

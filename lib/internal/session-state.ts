@@ -214,6 +214,7 @@ function toCommandState(path: string, value: unknown): CommandState {
     stdin: flag(`${path}.stdin`, given['stdin']),
     stdout: flag(`${path}.stdout`, given['stdout']),
     stderr: flag(`${path}.stderr`, given['stderr']),
+    pty: flag(`${path}.pty`, given['pty']),
     input: toOutgoing(`${path}.input`, given['input']),
     output: toIncoming(`${path}.output`, given['output']),
     error: toIncoming(`${path}.error`, given['error']),

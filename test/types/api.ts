@@ -50,6 +50,11 @@ export async function commands(vm: Vm): Promise<void> {
   const limits = { nofile: 5, cpu: { soft: 1, hard: 'unlimited' } } as const;
   vm.exec('id', { user: 1000, group: 'users', groups: ['wheel', 10], umask: 0o077, limits });
   vm.exec('make', { killTree: true, timeoutMs: 5 });
+  const shell = vm.exec('sh', { pty: { columns: 80, rows: 24 } });
+  expectType<void>()(shell.resize({ columns: 100, rows: 30 }), true);
+  vm.exec('sh', { pty: true });
+  // @ts-expect-error both of them
+  vm.exec('sh', { pty: { columns: 80 } });
   // @ts-expect-error a resource that does not exist
   vm.exec('ls', { limits: { files: 5 } });
   // @ts-expect-error the arguments belong into one array

@@ -88,7 +88,15 @@ describe('a connection that takes over', () => {
     await guest.takeOver(reason);
 
     expect(guest.agent.commands).toMatchObject([
-      { id, pid, command: ['sleep', '1000'], stdin: false, stdout: false, stderr: true },
+      {
+        id,
+        pid,
+        command: ['sleep', '1000'],
+        stdin: false,
+        stdout: false,
+        stderr: true,
+        pty: false,
+      },
     ]);
     const attached = guest.attach(id);
     expect(() => attached.stdin).toThrow(TypeError);

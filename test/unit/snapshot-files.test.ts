@@ -186,6 +186,7 @@ describe('a state that is not ours', () => {
     ['has a command without arguments', (state) => Object.assign(command(state), { command: [] })],
     ['has a command of numbers', (state) => Object.assign(command(state), { command: [1] })],
     ['has a pid out of range', (state) => Object.assign(command(state), { pid: 2 ** 31 })],
+    ['has a terminal that is no flag', (state) => Object.assign(command(state), { pty: {} })],
     ['has streams that are no flags', (state) => Object.assign(command(state), { stdin: 1 })],
     [
       'has a window before its offset',
