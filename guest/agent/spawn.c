@@ -11,13 +11,14 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "limits.h"
 #include "protocol.h"
 #include "users.h"
 
-// The child runs in the agent's memory, on a stack of its own, while the agent is suspended. It
+// The child runs in the agent's memory, on a stack of its own, while the agent waits. It
 // must not be instrumented: sanitizers do not expect a second thread of control.
 #define IN_CHILD __attribute__((no_sanitize("address", "undefined")))
 
@@ -136,10 +137,52 @@ failed:
   _exit(127);
 }
 
+// <linux/futex.h>, which musl's headers do not reach. The kernel wakes by the shared kind.
+enum { FUTEX_WAIT = 0 };
+
+enum { LOOK_MS = 100, LOOKS = 50 };
+
+// Not the library's, which would set the errno that the child uses meanwhile.
+static long bare_syscall(long number, long a, long b, long c, long d) {
+  register long fourth __asm__("r10") = d;
+  long result;
+  __asm__ volatile("syscall"
+                   : "=a"(result)
+                   : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fourth)
+                   : "rcx", "r11", "memory");
+  return result;
+}
+
+// Waits until the child has left the agent's memory, but not for ever: once it has changed its
+// user, any process of that user may stop it, and would stop the agent with it.
+static void wait_until_left(pid_t pid, const int* occupied) {
+  const struct timespec look = {0, LOOK_MS * 1000000L};
+  int looks = 0;
+  while (__atomic_load_n(occupied, __ATOMIC_ACQUIRE) != 0) {
+    const long rc = bare_syscall(SYS_futex, (long)occupied, FUTEX_WAIT, 1, (long)&look);
+    if (rc == -ETIMEDOUT) bare_syscall(SYS_kill, pid, ++looks < LOOKS ? SIGCONT : SIGKILL, 0, 0);
+  }
+}
+
+// The child runs in the agent's memory until its execve. Returns its pid, or -1.
+static pid_t clone_and_wait(struct spawn* request) {
+  char* stack = child_stack + CHILD_STACK_BYTES;
+  const struct identity* identity = request->identity;
+  if (!identity || !identity->sets_user || identity->uid == 0) {
+    return clone(child, stack, CLONE_VM | CLONE_VFORK | SIGCHLD, request);
+  }
+  // The kernel clears it, and wakes who waits for it.
+  static int occupied;
+  occupied = 1;
+  const int flags = CLONE_VM | CLONE_CHILD_CLEARTID | SIGCHLD;
+  const pid_t pid = clone(child, stack, flags, request, NULL, NULL, &occupied);
+  if (pid >= 0) wait_until_left(pid, &occupied);
+  return pid;
+}
+
 pid_t spawn(struct spawn* request) {
   request->error = 0;
-  const pid_t pid =
-      clone(child, child_stack + CHILD_STACK_BYTES, CLONE_VM | CLONE_VFORK | SIGCHLD, request);
+  const pid_t pid = clone_and_wait(request);
   if (pid < 0) {
     request->stage = FK_STAGE_SETUP;
     request->error = errno;

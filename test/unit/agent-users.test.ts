@@ -6,9 +6,12 @@ import { describe, expect, test } from 'vitest';
 
 import {
   ExecStage,
+  encodeCancel,
   encodeFrame,
+  encodePing,
   encodeRecord,
   FrameType,
+  Stream,
   Tag,
 } from '../../lib/internal/protocol.js';
 import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
@@ -112,6 +115,25 @@ describe.runIf(process.getuid?.() === 0)('a user', () => {
     expect(stdout.toString()).toBe('0\n0022\nUid:\t0\t0\t0\t0\n');
   });
 });
+
+// A child that has changed its user and not reached its program yet has the agent wait: whoever may
+// stop it would stop the agent.
+test.runIf(process.getuid?.() === 0)(
+  'a user who stops its children does not stop the agent',
+  async () => {
+    const attack =
+      'echo ready; while :; do read children < /proc/$0/task/$0/children; ' +
+      'for pid in $children; do test $pid = $$ || kill -STOP $pid; done; done 2>/dev/null';
+    const attacker = agent.spawn(['sh', '-c', attack, String(agent.pid)], { user: 31_337 });
+    await attacker.until((o) => o.received(Stream.output).includes('\n'));
+
+    const operations = Array.from({ length: 300 }, () => agent.spawn(['true'], { user: 31_337 }));
+    await agent.start((id) => encodePing(id)).done;
+
+    for (const { id } of [...operations, attacker]) agent.send(encodeCancel(id));
+    await Promise.all(operations.map(({ done }) => done));
+  },
+);
 
 describe.runIf(process.getuid?.() === 0)('groups', () => {
   test('are those that are given, by name and number', async () => {
