@@ -3,6 +3,7 @@ import { errorCode } from '../errors.js';
 import { runDoctor } from './doctor.js';
 import { FAILURE, UsageError } from './exit-codes.js';
 import { runCommand } from './run.js';
+import { runShell } from './shell.js';
 import { runSnapshot } from './snapshot.js';
 import { usage } from './usage.js';
 
@@ -13,6 +14,8 @@ async function main(argv: readonly string[]): Promise<number> {
       return await runDoctor(rest);
     case 'run':
       return await runCommand(rest);
+    case 'shell':
+      return await runShell(rest);
     case 'snapshot':
       return await runSnapshot(rest);
     case '--help':

@@ -8,7 +8,7 @@ import { UsageError } from './exit-codes.js';
 
 export interface RunArguments {
   readonly vm: VmOptions;
-  readonly exec: Pick<ExecOptions, 'cwd' | 'timeoutMs'>;
+  readonly exec: Pick<ExecOptions, 'cwd' | 'timeoutMs' | 'user'>;
   readonly forwards: readonly ForwardOptions[];
   readonly command: readonly string[];
   readonly console: boolean;
@@ -101,6 +101,7 @@ function parse(args: readonly string[]) {
       options: {
         ...VM_OPTIONS,
         cwd: { type: 'string' },
+        user: { type: 'string' },
         timeout: { type: 'string' },
         forward: { type: 'string', multiple: true },
         console: { type: 'boolean', default: false },
@@ -111,6 +112,31 @@ function parse(args: readonly string[]) {
   }
 }
 
+/** A name of the guest's, or a number. */
+function parseUser(text: string): string | number {
+  return /^\d+$/.test(text) ? Number(text) : text;
+}
+
+/** Reads what is in front of the command. */
+function toArguments(args: readonly string[], command: readonly string[]): RunArguments {
+  const { values, positionals } = parse(args);
+  if (positionals.length > 0) {
+    throw new UsageError(`Unexpected '${positionals[0]}'; the command goes behind '--'`);
+  }
+  const { cwd, timeout, user, forward = [] } = values;
+  return {
+    vm: toVmOptions(values),
+    exec: {
+      ...(cwd !== undefined && { cwd }),
+      ...(user !== undefined && { user: parseUser(user) }),
+      ...(timeout !== undefined && { timeoutMs: parseMilliseconds('--timeout', timeout) }),
+    },
+    forwards: forward.map(parseForward),
+    command,
+    console: values.console,
+  };
+}
+
 /**
  * Splits at the first `--`, so that no option of the command is ever taken for one of ours.
  */
@@ -119,19 +145,11 @@ export function parseRunArguments(args: readonly string[]): RunArguments {
   if (separator < 0) throw new UsageError("The command goes behind '--'");
   const command = args.slice(separator + 1);
   if (command.length === 0) throw new UsageError("No command behind '--'");
-  const { values, positionals } = parse(args.slice(0, separator));
-  if (positionals.length > 0) {
-    throw new UsageError(`Unexpected '${positionals[0]}'; the command goes behind '--'`);
-  }
-  const { cwd, timeout, forward = [] } = values;
-  return {
-    vm: toVmOptions(values),
-    exec: {
-      ...(cwd !== undefined && { cwd }),
-      ...(timeout !== undefined && { timeoutMs: parseMilliseconds('--timeout', timeout) }),
-    },
-    forwards: forward.map(parseForward),
-    command,
-    console: values.console,
-  };
+  return toArguments(args.slice(0, separator), command);
+}
+
+/** The same, where a command may be left out. */
+export function parseShellArguments(args: readonly string[]): RunArguments {
+  if (args.includes('--')) return parseRunArguments(args);
+  return toArguments(args, ['/bin/sh']);
 }

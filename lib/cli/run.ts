@@ -1,8 +1,5 @@
-import { errorCode, VmError } from '../errors.js';
-import type { ExecResult } from '../exec.js';
-import { escapeControl } from '../internal/console-buffer.js';
 import { Vm } from '../vm.js';
-import { NOT_EXECUTABLE, NOT_FOUND, signalExitCode, TIMED_OUT } from './exit-codes.js';
+import { explainFailure, statusOf } from './outcome.js';
 import { parseRunArguments } from './run-options.js';
 import { SignalRelay } from './signal-relay.js';
 
@@ -28,36 +25,9 @@ export async function runCommand(args: readonly string[]): Promise<number> {
     relay.forwardTo(running);
     return statusOf(await running);
   } catch (error) {
-    return explain(error, relay.received);
+    return explainFailure(error, relay.received);
   } finally {
     relay.stop();
     await vm?.close();
   }
-}
-
-function statusOf({ exitCode, signal }: ExecResult): number {
-  return signal === null ? (exitCode ?? 0) : signalExitCode(signal);
-}
-
-/** The exit code of a failure that has one of its own; all others are thrown on. */
-function explain(error: unknown, received: NodeJS.Signals | undefined): number {
-  if (received !== undefined) return signalExitCode(received);
-  const code = errorCode(error);
-  // Whoever read our output has gone, as in `forklet run -- yes | head`.
-  if (code === 'EPIPE') return signalExitCode('SIGPIPE');
-  if (!(error instanceof VmError)) throw error;
-  if (error.detail !== undefined && error.detail !== '') {
-    process.stderr.write(`${escapeControl(error.detail)}\n--- end of the guest's console ---\n`);
-  }
-  const known =
-    code === 'ERR_VM_TIMEOUT'
-      ? TIMED_OUT
-      : code === 'ERR_VM_EXEC'
-        ? error.syscall === 'execve' && error.errno === -2
-          ? NOT_FOUND
-          : NOT_EXECUTABLE
-        : undefined;
-  if (known === undefined) throw error;
-  process.stderr.write(`forklet: ${error.code}: ${error.message}\n`);
-  return known;
 }

@@ -23,6 +23,7 @@ export function usage(): string {
       --root PATH        what the guest finds at /: a directory or a cpio archive (default: busybox)
       --env NAME=VALUE   environment variable; may be given more than once
       --cwd PATH         working directory in the guest (default /)
+      --user NAME        runs the command as that user of the guest, or number (default root)
       --hostname NAME    host name of the guest (default ${DEFAULT_HOSTNAME})
       --forward HOST:GUEST
                          takes connections to the TCP port HOST of 127.0.0.1 to the guest's port
@@ -34,6 +35,11 @@ export function usage(): string {
 
       Exit codes of forklet itself: 124 the command ran too long, 125 forklet failed, 126 the
       command cannot be started, 127 the command was not found.
+
+  forklet shell [options] [-- command [argument...]]
+      Boots a VM and connects this terminal with a shell in it (/bin/sh), or with the command.
+      Window changes are followed; what is typed goes to the guest, Ctrl-C included. Options and
+      exit codes are those of 'forklet run'. A signal to forklet itself ends the VM.
 
   forklet snapshot build [options] KEY [-- command [argument...]]
       Makes a snapshot unless the cache has it: boots a VM, runs the command in it, freezes it.

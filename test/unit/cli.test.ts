@@ -5,7 +5,7 @@ import { describe, expect, test } from 'vitest';
 
 import { formatReport } from '../../lib/cli/doctor.js';
 import { signalExitCode, UsageError } from '../../lib/cli/exit-codes.js';
-import { parseRunArguments } from '../../lib/cli/run-options.js';
+import { parseRunArguments, parseShellArguments } from '../../lib/cli/run-options.js';
 import { formatList } from '../../lib/cli/snapshot.js';
 import { parseBuildArguments } from '../../lib/cli/snapshot-options.js';
 import { MiB } from '../../lib/index.js';
@@ -30,7 +30,38 @@ function forklet(...args: string[]): Ended {
   return forkletIn({}, ...args);
 }
 
+describe('forklet shell arguments', () => {
+  test('need no command', () => {
+    const { vm, command } = parseShellArguments(['--memory', '64M']);
+
+    expect(vm).toEqual({ memoryBytes: 64 * MiB });
+    expect(command).toEqual(['/bin/sh']);
+  });
+
+  test('may have one, behind two dashes', () => {
+    expect(parseShellArguments(['--cwd', '/tmp', '--', 'vi', '--'])).toMatchObject({
+      exec: { cwd: '/tmp' },
+      command: ['vi', '--'],
+    });
+  });
+
+  test.each([
+    ['a command without the dashes', ['vi']],
+    ['dashes without a command', ['--']],
+    ['an unknown option', ['--pty']],
+  ])('refuse %s', (_what, args) => {
+    expect(() => parseShellArguments(args)).toThrow(UsageError);
+  });
+});
+
 describe('forklet run arguments', () => {
+  test.each([
+    ['build', 'build'],
+    ['1000', 1000],
+  ])('name a user: %s', (text, user) => {
+    expect(parseRunArguments(['--user', text, '--', 'id']).exec).toEqual({ user });
+  });
+
   test('become options', () => {
     const parsed = parseRunArguments([
       '--memory=256M',
