@@ -66,6 +66,34 @@ describe.runIf(backend !== 'none')('the example', () => {
     );
   });
 
+  test('users.mjs', async () => {
+    expect(await run('users.mjs')).toBe(
+      [
+        'runs as uid=1000(builder) gid=1000(builder) groups=1000(builder)',
+        'home /home/builder, files of mode 600',
+        'may not write to /etc: Permission denied',
+        'descriptors: 64',
+        'no user there: ERR_VM_EXEC',
+        'daemons left: 0',
+        '',
+      ].join('\n'),
+    );
+  });
+
+  test('terminal.mjs', async () => {
+    expect(await run('terminal.mjs')).toBe(
+      [
+        'a terminal of 100 columns and 30 rows',
+        'answer: 42',
+        'interrupted: 130',
+        'resized to 60 columns and 20 rows',
+        'the editor wrote: written in vi',
+        'the shell exited with 0',
+        '',
+      ].join('\n'),
+    );
+  });
+
   test('save-and-load.mjs, twice', async () => {
     const scratch = await mkdtemp(join(tmpdir(), 'forklet-example-'));
     try {
