@@ -87,7 +87,7 @@ describe.runIf(hasKvm)('in a guest with users', () => {
 
   describe('a daemon, of a session of its own and no child of its command any more,', () => {
     const DAEMON = '(setsid sh -c "echo \\$\\$ > /tmp/daemon; exec tail -f /dev/null" &)';
-    const script = `${DAEMON}; until [ -s /tmp/daemon ]; do :; done; while sleep 1; do echo on; done`;
+    const script = `${DAEMON}; until [ -s /tmp/daemon ]; do sleep 0.1; done; while sleep 0.2; do echo on; done`;
 
     /** Whether the last one of that VM is there. */
     async function isThere({ fs }: Vm): Promise<boolean> {
@@ -119,7 +119,7 @@ describe.runIf(hasKvm)('in a guest with users', () => {
       await once(handle.stdout, 'data');
       const fork = await vm.fork();
       try {
-        const other = fork.exec('while sleep 1; do echo on; done', { killTree: true });
+        const other = fork.exec('while sleep 0.2; do echo on; done', { killTree: true });
         for await (const _ of other.lines()) break;
         expect(await isThere(fork)).toBe(true);
         for await (const _ of fork.attach(id).lines()) break;
@@ -135,7 +135,7 @@ describe.runIf(hasKvm)('in a guest with users', () => {
 
     test('goes on when its command has ended, and then the cgroup goes', async () => {
       const { vm } = shared;
-      await vm.exec(`${DAEMON}; until [ -s /tmp/daemon ]; do :; done`, { killTree: true });
+      await vm.exec(`${DAEMON}; until [ -s /tmp/daemon ]; do sleep 0.1; done`, { killTree: true });
 
       expect(await isThere(vm)).toBe(true);
       expect(await cgroups(vm)).toHaveLength(1);
