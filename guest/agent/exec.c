@@ -12,11 +12,11 @@
 #include "limits.h"
 #include "operation.h"
 #include "process_group.h"
+#include "process_tree.h"
 #include "protocol.h"
 #include "records.h"
 #include "spawn.h"
 #include "stream.h"
-#include "tree.h"
 #include "users.h"
 
 enum {
@@ -33,7 +33,7 @@ struct exec {
   struct outlet output, error;
   struct inlet input;
   struct process_group group;
-  struct tree tree;
+  struct process_tree tree;
   struct exec *next, **link; /* in `execs`, until the reply */
   bool exited;               /* the leader has been reaped */
   int status_code, status;   /* siginfo of the leader */
@@ -84,7 +84,7 @@ static void reply(struct exec* exec, int error) {
   operation_unlist(&exec->operation);
   inlet_close(&exec->input);
   process_group_release(&exec->group);
-  tree_release(&exec->tree);
+  process_tree_release(&exec->tree);
   discard(exec);
 }
 
@@ -150,7 +150,7 @@ static void exec_cancel(struct operation* operation, int error) {
   exec->cancelled_ms = loop_now_ms();
   inlet_close(&exec->input);
   process_group_signal(&exec->group, SIGKILL);
-  tree_signal_kill(&exec->tree);
+  process_tree_signal_kill(&exec->tree);
   look_pause_ms = FIRST_LOOK_MS;
   look_at_ms = exec->cancelled_ms + look_pause_ms;
 }
@@ -167,7 +167,7 @@ static const struct operation_type exec_type = {
 // True when the reply is out.
 static bool finish_cancelled(struct exec* exec, uint64_t now, bool thorough) {
   const bool group_is_dead = exec->exited && process_group_kill(&exec->group, thorough);
-  const bool tree_is_dead = tree_kill(&exec->tree);
+  const bool tree_is_dead = process_tree_kill(&exec->tree);
   if (!group_is_dead || !tree_is_dead) {
     if (now - exec->cancelled_ms < KILL_DEADLINE_MS) return false;
     exec->cancelled = ETIMEDOUT;
@@ -216,7 +216,7 @@ int exec_wait_ms(void) {
 void exec_kill_all(void) {
   for (struct exec* exec = execs; exec; exec = exec->next) {
     process_group_signal(&exec->group, SIGKILL);
-    tree_signal_kill(&exec->tree);
+    process_tree_signal_kill(&exec->tree);
   }
 }
 
@@ -254,7 +254,7 @@ static bool reap_some(void) {
 bool exec_reap(void) {
   const bool more = reap_some();
   // Behind the reaping: what was the last process of a cgroup has gone now.
-  tree_sweep();
+  process_tree_sweep();
   return more;
 }
 
@@ -331,7 +331,7 @@ static int start(struct exec* exec, const struct exec_options* options, struct s
                                                  : make_streams(options, request, ours);
   if (request->error == 0 && options->flags & FK_EXEC_KILL_TREE) {
     request->stage = FK_STAGE_TREE;
-    request->error = tree_create(&exec->tree, &request->enter);
+    request->error = process_tree_create(&exec->tree, &request->enter);
   }
   if (request->error == 0) pid = spawn(request);
   close_childs(request);
@@ -340,7 +340,7 @@ static int start(struct exec* exec, const struct exec_options* options, struct s
     for (int fd = 0; fd < 3; fd++) {
       if (ours[fd] >= 0) close(ours[fd]);
     }
-    tree_release(&exec->tree);
+    process_tree_release(&exec->tree);
     return request->error;
   }
   exec->group.leader = pid;

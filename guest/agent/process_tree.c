@@ -1,4 +1,4 @@
-#include "tree.h"
+#include "process_tree.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -47,7 +47,7 @@ static int make_parent(void) {
 }
 
 // Returns 0 or an errno.
-static int make_directory(struct tree* tree) {
+static int make_directory(struct process_tree* tree) {
   char path[PATH_BYTES];
   int error = EEXIST;
   for (int i = 0; i < NAME_ATTEMPTS && error == EEXIST; i++) {
@@ -61,7 +61,7 @@ static int make_directory(struct tree* tree) {
   return error;
 }
 
-static int open_file(const struct tree* tree, const char* file) {
+static int open_file(const struct process_tree* tree, const char* file) {
   char path[PATH_BYTES];
   name_path(path, tree->number, file);
   int fd;
@@ -77,8 +77,8 @@ static bool remove_directory(uint64_t number) {
   return rmdir(path) == 0 || errno == ENOENT;
 }
 
-int tree_create(struct tree* tree, int* enter) {
-  tree_sweep();
+int process_tree_create(struct process_tree* tree, int* enter) {
+  process_tree_sweep();
   int error = make_directory(tree);
   if (error != 0) {
     tree->number = 0;
@@ -89,17 +89,17 @@ int tree_create(struct tree* tree, int* enter) {
   if (*enter >= 0) return 0;
   // A kernel before 5.14 has no cgroup.kill.
   error = errno == ENOENT ? EOPNOTSUPP : errno;
-  tree_release(tree);
+  process_tree_release(tree);
   return error;
 }
 
-void tree_signal_kill(const struct tree* tree) {
+void process_tree_signal_kill(const struct process_tree* tree) {
   if (tree->number == 0) return;
   const ssize_t count = write(tree->kill, "1", 1);
   (void)count;
 }
 
-static bool is_populated(const struct tree* tree) {
+static bool is_populated(const struct process_tree* tree) {
   char path[PATH_BYTES];
   name_path(path, tree->number, "/cgroup.events");
   const int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -113,9 +113,9 @@ static bool is_populated(const struct tree* tree) {
   return strstr(text, "populated 1") != NULL;
 }
 
-bool tree_kill(const struct tree* tree) {
+bool process_tree_kill(const struct process_tree* tree) {
   if (tree->number == 0) return true;
-  tree_signal_kill(tree);
+  process_tree_signal_kill(tree);
   return !is_populated(tree);
 }
 
@@ -125,7 +125,7 @@ static void linger(struct lingering* entry) {
   last = &entry->next;
 }
 
-void tree_release(struct tree* tree) {
+void process_tree_release(struct process_tree* tree) {
   if (tree->number == 0) return;
   if (tree->kill >= 0) close(tree->kill);
   if (!remove_directory(tree->number)) {
@@ -139,7 +139,7 @@ void tree_release(struct tree* tree) {
   tree->number = 0;
 }
 
-void tree_sweep(void) {
+void process_tree_sweep(void) {
   for (int i = 0; i < SWEPT_PER_TURN && first; i++) {
     struct lingering* entry = first;
     first = entry->next;
