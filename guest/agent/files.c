@@ -70,6 +70,8 @@ static const struct {
     [FK_FILE_TRUNCATE] = {file_truncate, 1u << FK_TAG_PATH | 1u << FK_TAG_SIZE, 0},
     [FK_FILE_COPY] = {file_copy, 1u << FK_TAG_PATH | 1u << FK_TAG_DESTINATION, FK_FILE_EXCLUSIVE},
     [FK_FILE_WATCH] = {file_watch, 1u << FK_TAG_PATH, FK_FILE_RECURSIVE},
+    [FK_FILE_UNPACK] = {file_unpack, 1u << FK_TAG_PATH, 0},
+    [FK_FILE_PACK] = {file_pack, 1u << FK_TAG_PATH, 0},
 };
 
 static int start(uint32_t id, uint32_t op, uint8_t* payload, size_t bytes) {
@@ -93,9 +95,13 @@ void file_request(uint32_t id, uint32_t op, uint8_t* payload, size_t bytes) {
 }
 
 int file_open(const char* path, int flags, mode_t mode) {
+  return file_open_at(AT_FDCWD, path, flags, mode);
+}
+
+int file_open_at(int directory, const char* path, int flags, mode_t mode) {
   for (;;) {
     // Devices and FIFOs must not hold the loop up, nor become anybody's terminal.
-    const int fd = open(path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, mode);
+    const int fd = openat(directory, path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, mode);
     if (fd >= 0 || errno != EMFILE || !limits_raise()) return fd;
   }
 }

@@ -28,6 +28,11 @@ void file_request(uint32_t id, uint32_t op, uint8_t* payload, size_t bytes);
 /* Opens a file that commands do not inherit, and without waiting for what is
    behind it. Returns -1 with errno. */
 int file_open(const char* path, int flags, mode_t mode);
+/* The same below an opened directory. */
+int file_open_at(int directory, const char* path, int flags, mode_t mode);
+
+/* A reply that names what failed, or what was asked for: at most FK_MAX_PATH bytes. */
+void file_reply_path(uint32_t id, int error, const char* path, size_t bytes);
 
 /* One function per enum fk_file_op. Each returns an errno for the reply, or -1
    when the reply is out already or an operation now takes care of it. */
@@ -49,3 +54,5 @@ int file_utimes(uint32_t id, const struct file_request* request);
 int file_truncate(uint32_t id, const struct file_request* request);
 int file_copy(uint32_t id, const struct file_request* request);
 int file_watch(uint32_t id, const struct file_request* request);
+int file_unpack(uint32_t id, const struct file_request* request);
+int file_pack(uint32_t id, const struct file_request* request);

@@ -33,11 +33,13 @@ int file_symlink(uint32_t id, const struct file_request* request) {
   return symlink(request->path, request->destination) == 0 ? 0 : errno;
 }
 
-static void reply_path(uint32_t id, const char* path, size_t bytes) {
+void file_reply_path(uint32_t id, int error, const char* path, size_t bytes) {
   uint8_t payload[sizeof(struct fk_record) + FK_MAX_PATH];
   const uint8_t* end = record_put(payload, FK_TAG_PATH, path, bytes);
-  const struct fk_header header = {
-      .payload_bytes = (uint32_t)(end - payload), .type = FK_REPLY, .id = id};
+  const struct fk_header header = {.payload_bytes = (uint32_t)(end - payload),
+                                   .type = FK_REPLY,
+                                   .id = id,
+                                   .value = (uint32_t)error};
   connection_send(&header, payload);
 }
 
@@ -46,13 +48,13 @@ int file_readlink(uint32_t id, const struct file_request* request) {
   const ssize_t bytes = readlink(request->path, target, sizeof(target));
   if (bytes < 0) return errno;
   if (bytes == 0 || bytes > FK_MAX_PATH) return ENAMETOOLONG;
-  reply_path(id, target, (size_t)bytes);
+  file_reply_path(id, 0, target, (size_t)bytes);
   return -1;
 }
 
 int file_realpath(uint32_t id, const struct file_request* request) {
   char path[PATH_MAX];
   if (!realpath(request->path, path)) return errno;
-  reply_path(id, path, strlen(path));
+  file_reply_path(id, 0, path, strlen(path));
   return -1;
 }

@@ -41,6 +41,9 @@
 /* Longest path that a reply has, in bytes: Linux's PATH_MAX without the NUL. */
 #define FK_MAX_PATH 4095u
 
+/* Longest name of an entry of a tree, in bytes. */
+#define FK_MAX_NAME 255u
+
 /* Most operations that the agent keeps at once; more are refused with EAGAIN. */
 #define FK_MAX_OPERATIONS 4096u
 
@@ -146,7 +149,8 @@ enum fk_tag {
   FK_TAG_ERROR_LIMIT = 8,  /* u64: initial limit of stderr; default 0 */
   FK_TAG_FLAGS = 9,        /* u32: enum fk_exec_flag or enum fk_file_flag */
   FK_TAG_PATH = 10,        /* absolute or relative to "/", no NUL inside; in FK_REPLY what a
-                              link or a path leads to, 1 to FK_MAX_PATH bytes */
+                              link or a path leads to, or where in a tree UNPACK or PACK
+                              failed, 1 to FK_MAX_PATH bytes */
   FK_TAG_MODE = 11,        /* u32: permission bits; for creation, umask 022 applies */
   FK_TAG_STAGE = 12,       /* u32: enum fk_exec_stage or enum fk_renew_stage: what failed */
   FK_TAG_EXIT_CODE = 13,   /* u32 */
@@ -236,6 +240,10 @@ enum fk_file_op {
   FK_FILE_COPY = 17,     /* PATH, DESTINATION, FLAGS? (EXCLUSIVE) */
   FK_FILE_WATCH = 18,    /* PATH, OUTPUT_LIMIT?, FLAGS? (RECURSIVE): struct fk_dirent with enum
                             fk_watch_event + path, packed, on FK_OUTPUT */
+  FK_FILE_UNPACK = 19,   /* PATH: makes the tree on FK_INPUT, see struct fk_tree_entry, at PATH;
+                            FK_REPLY after its FK_END */
+  FK_FILE_PACK = 20,     /* PATH, OUTPUT_LIMIT?: the tree at PATH on FK_OUTPUT, then FK_END,
+                            FK_REPLY */
 };
 
 enum fk_file_flag {
@@ -299,3 +307,47 @@ struct fk_dirent {
   uint8_t zero;
 };
 _Static_assert(sizeof(struct fk_dirent) == 4, "wire format");
+
+/*
+ * A tree, as FK_FILE_UNPACK takes and FK_FILE_PACK sends it: entries without
+ * gaps, and without regard to frames. The first is a DIRECTORY or a FILE without
+ * a name: what stands at PATH itself. An entry behind a DIRECTORY is inside of
+ * it, until its LEAVE. END is the last.
+ */
+enum fk_tree_type {
+  FK_TREE_DIRECTORY = 1,
+  FK_TREE_FILE = 2,    /* runs of its contents follow */
+  FK_TREE_SYMLINK = 3, /* what it says follows, `size` bytes: 1 to FK_MAX_PATH, no NUL */
+  FK_TREE_LINK = 4,    /* another name of a FILE with FK_TREE_LINKED: `size` says which,
+                          counted from 0. No mode and no times */
+  FK_TREE_LEAVE = 5,   /* the directory is complete. Nothing but the type */
+  FK_TREE_END = 6,     /* the tree is complete: `size` is the number of devices, FIFOs
+                          and sockets that it has no entry for */
+};
+
+enum fk_tree_flag {
+  FK_TREE_LINKED = 1u << 0, /* FILE: may have further names */
+};
+
+/* `name_bytes` bytes of name follow: one to FK_MAX_NAME of them, without slash
+   and NUL, neither "." nor "..". The names down to an entry and the slashes
+   between them have at most FK_MAX_PATH bytes. */
+struct fk_tree_entry {
+  uint8_t type;  /* enum fk_tree_type */
+  uint8_t flags; /* enum fk_tree_flag */
+  uint16_t name_bytes;
+  uint32_t mode;                    /* permission bits, at most 01777; of a SYMLINK 0 */
+  uint64_t size;                    /* of a FILE at most INT64_MAX */
+  int64_t accessed_ns, modified_ns; /* since 1970 */
+};
+_Static_assert(sizeof(struct fk_tree_entry) == 32, "wire format");
+
+/* Contents of a FILE, unless its size is 0: runs in ascending order, zeros between
+   them. The last one reaches the size, or has no bytes: its offset is the size
+   then, of a file that was cut off while it was read, or that ends in zeros. */
+struct fk_tree_run {
+  uint64_t offset;
+  uint32_t bytes; /* that follow */
+  uint32_t zero;
+};
+_Static_assert(sizeof(struct fk_tree_run) == 16, "wire format");

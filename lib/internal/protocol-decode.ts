@@ -144,7 +144,7 @@ export interface ReplyMessage {
   exitCode: number | null;
   signal: number | null;
   stat: StatRecord | null;
-  /** What a link or a path leads to; never empty, without NUL. */
+  /** What a link or a path leads to, or where in a tree it failed; never empty, without NUL. */
   path: Buffer | null;
 }
 

@@ -199,3 +199,17 @@ export function encodeWatch(
   const bits = flags(options.recursive ? FileFlag.recursive : 0);
   return encodeFile(id, FileOp.watch, path, limit, bits);
 }
+
+/** The tree follows as input, see protocol-tree.ts. */
+export function encodeUnpack(id: number, path: GuestPath): Buffer {
+  return encodeFile(id, FileOp.unpack, path);
+}
+
+export function encodePack(
+  id: number,
+  path: GuestPath,
+  options: { outputLimit?: number } = {},
+): Buffer {
+  const limit = encodeRecord(Tag.outputLimit, uint64(options.outputLimit ?? 0));
+  return encodeFile(id, FileOp.pack, path, limit);
+}

@@ -1,11 +1,9 @@
 /** What streams of the guest carry besides bytes: entries and events. See protocol.ts. */
 
 import { ProtocolError } from './protocol-decode.js';
-import { MAX_PATH_BYTES, WatchEvent } from './protocol-numbers.js';
+import { MAX_NAME_BYTES, MAX_PATH_BYTES, WatchEvent } from './protocol-numbers.js';
 
 const HEADER_BYTES = 4;
-/** Longest name of a Linux directory entry, in bytes. */
-const MAX_NAME_BYTES = 255;
 /** DT_WHT and beyond: nothing that a listing has. */
 const MAX_DIRENT_TYPE = 15;
 
@@ -68,7 +66,7 @@ class EntryDecoder {
 }
 
 /** Whether bytes are a name that an entry of a Linux directory can have. */
-function isName(name: Buffer): boolean {
+export function isName(name: Buffer): boolean {
   if (name.length < 1 || name.length > MAX_NAME_BYTES) return false;
   // A name with a slash would lead callers who join it to a path somewhere else.
   if (name.includes(0) || name.includes(SLASH)) return false;

@@ -15,6 +15,8 @@ export const INPUT_WINDOW_BYTES = 65536;
 export const FILE_WINDOW_BYTES = 524288;
 /** Longest path that a reply has, in bytes. */
 export const MAX_PATH_BYTES = 4095;
+/** Longest name of an entry of a tree, in bytes. */
+export const MAX_NAME_BYTES = 255;
 /** Most operations that the agent keeps at once. */
 export const MAX_OPERATIONS = 4096;
 /** Longest pause between two looks for a port, unless the request says another, in milliseconds. */
@@ -129,6 +131,8 @@ export const FileOp = {
   truncate: 16,
   copy: 17,
   watch: 18,
+  unpack: 19,
+  pack: 20,
 } as const;
 export const FileFlag = {
   nofollow: 1,
@@ -140,6 +144,15 @@ export const FileFlag = {
   atomic: 64,
 } as const;
 export const WatchEvent = { rename: 1, change: 2, overflow: 3, ready: 4 } as const;
+export const TreeType = {
+  directory: 1,
+  file: 2,
+  symlink: 3,
+  link: 4,
+  leave: 5,
+  end: 6,
+} as const;
+export const TreeFlag = { linked: 1 } as const;
 export const ParkMode = { stand: 0, flush: 1 } as const;
 export const RenewStage = {
   entropy: 1,

@@ -11,3 +11,4 @@ export * from './protocol-encode.js';
 export * from './protocol-encode-files.js';
 export * from './protocol-entries.js';
 export * from './protocol-numbers.js';
+export * from './protocol-tree.js';

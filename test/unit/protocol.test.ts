@@ -73,6 +73,8 @@ describe('numbers', () => {
     ['fk_file_flag', 'FK_FILE_', protocol.FileFlag],
     ['fk_watch_event', 'FK_WATCH_', protocol.WatchEvent],
     ['fk_cancel', 'FK_CANCEL_', protocol.Cancel],
+    ['fk_tree_type', 'FK_TREE_', protocol.TreeType],
+    ['fk_tree_flag', 'FK_TREE_', protocol.TreeFlag],
     ['fk_park', 'FK_PARK_', protocol.ParkMode],
     ['fk_renew_stage', 'FK_RENEW_', protocol.RenewStage],
   ] as const)('enum %s is the same in the header', (name, prefix, values) => {
@@ -87,6 +89,7 @@ describe('numbers', () => {
     ['FK_INPUT_WINDOW', protocol.INPUT_WINDOW_BYTES],
     ['FK_FILE_WINDOW', protocol.FILE_WINDOW_BYTES],
     ['FK_MAX_PATH', protocol.MAX_PATH_BYTES],
+    ['FK_MAX_NAME', protocol.MAX_NAME_BYTES],
     ['FK_MAX_OPERATIONS', protocol.MAX_OPERATIONS],
     ['FK_LONGEST_LOOK_MS', protocol.LONGEST_LOOK_MS],
     ['FK_HOOK_TIMEOUT_MS', protocol.HOOK_TIMEOUT_MS],

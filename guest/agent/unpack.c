@@ -1,0 +1,265 @@
+// Trees from the host: FK_FILE_UNPACK.
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "connection.h"
+#include "files.h"
+#include "operation.h"
+#include "place.h"
+#include "protocol.h"
+
+enum {
+  // What the host may be ahead, in bytes; what has not been looked at waits here.
+  WINDOW = 256 * 1024,
+  // What waits of all trees together, as for the input of commands.
+  HELD_LIMIT = 16 * 1024 * 1024,
+  // Made in one turn: an entry takes the guest's kernel some ten thousand instructions.
+  ENTRIES_PER_TURN = 8,
+  BYTES_PER_TURN = 64 * 1024,
+  MAX_MODE = 01777,
+};
+_Static_assert(WINDOW >= FK_INPUT_WINDOW, "what may follow the request at once");
+
+static size_t held_total;
+
+struct unpack_operation {
+  struct operation operation;
+  struct place place;
+  bool begun, complete; /* the first entry, END has been read */
+  bool end;             /* FK_END has come */
+  uint64_t received, granted;
+  /* Not looked at yet: [held_begin, held_end). */
+  uint8_t* held;
+  uint32_t held_begin, held_end, held_size;
+  /* Of the file that is being written: its size, the end of its last run, and
+     what is to come of that. */
+  uint64_t size, at;
+  uint32_t run_left;
+  char path[];
+};
+
+static void finish_unpack(struct unpack_operation* unpack, int error, bool named) {
+  const struct trail* trail = &unpack->place.trail;
+  if (error != 0 && named && trail->entry_bytes > 0) {
+    file_reply_path(unpack->operation.id, error, trail->path, trail->entry_bytes);
+  } else {
+    connection_reply(unpack->operation.id, error);
+  }
+  place_close(&unpack->place);
+  free(unpack->held);
+  held_total -= unpack->held_size;
+  unpack->held = NULL;
+  unpack->held_size = unpack->held_begin = unpack->held_end = 0;
+  operation_finish(&unpack->operation);
+}
+
+// Besides 0 and errno: more input is needed.
+enum { MORE = -1 };
+
+static size_t held(const struct unpack_operation* unpack) {
+  return unpack->held_end - unpack->held_begin;
+}
+
+static const uint8_t* take(struct unpack_operation* unpack, size_t bytes) {
+  const uint8_t* at = unpack->held + unpack->held_begin;
+  unpack->held_begin += (uint32_t)bytes;
+  return at;
+}
+
+static bool is_name(const uint8_t* name, size_t bytes) {
+  if (bytes == 0 || bytes > FK_MAX_NAME) return false;
+  if (memchr(name, 0, bytes) || memchr(name, '/', bytes)) return false;
+  return bytes > 2 || name[0] != '.' || name[bytes - 1] != '.';
+}
+
+// Whether an entry may stand here, as far as its fixed part says.
+static bool makes_sense(const struct unpack_operation* unpack, const struct fk_tree_entry* entry) {
+  const bool top = !unpack->begun;
+  const bool inside = unpack->place.trail.depth > 0;
+  if (entry->flags & ~(entry->type == FK_TREE_FILE ? FK_TREE_LINKED : 0u)) return false;
+  if (entry->mode > MAX_MODE) return false;
+  switch (entry->type) {
+    case FK_TREE_DIRECTORY:
+      return (top || inside) && entry->size == 0;
+    case FK_TREE_FILE:
+      return (top || inside) && entry->size <= INT64_MAX;
+    case FK_TREE_SYMLINK:
+      return inside && entry->size >= 1 && entry->size <= FK_MAX_PATH;
+    case FK_TREE_LINK:
+      return inside;
+    case FK_TREE_LEAVE:
+      return inside && entry->name_bytes == 0;
+    case FK_TREE_END:
+      return !top && !inside && entry->name_bytes == 0;
+    default:
+      return false;
+  }
+}
+
+static int place_entry(struct unpack_operation* unpack, const struct fk_tree_entry* entry,
+                       const uint8_t* target) {
+  struct place* place = &unpack->place;
+  switch (entry->type) {
+    case FK_TREE_DIRECTORY:
+      return place_directory(place, entry);
+    case FK_TREE_FILE: {
+      unpack->size = entry->size;
+      unpack->at = 0;
+      const int error = place_file(place, entry);
+      return error != 0 || entry->size > 0 ? error : place_file_end(place, 0);
+    }
+    case FK_TREE_SYMLINK: {
+      char text[FK_MAX_PATH + 1];
+      memcpy(text, target, entry->size);
+      text[entry->size] = 0;
+      return place_symlink(place, entry, text);
+    }
+    case FK_TREE_LINK:
+      return place_link(place, entry->size);
+    case FK_TREE_LEAVE:
+      return place_leave(place);
+    default:
+      unpack->complete = true;
+      return 0;
+  }
+}
+
+static int read_entry(struct unpack_operation* unpack) {
+  struct fk_tree_entry entry;
+  if (held(unpack) < sizeof(entry)) return MORE;
+  memcpy(&entry, unpack->held + unpack->held_begin, sizeof(entry));
+  if (!makes_sense(unpack, &entry)) return EPROTO;
+  const size_t target_bytes = entry.type == FK_TREE_SYMLINK ? (size_t)entry.size : 0;
+  if (held(unpack) < sizeof(entry) + entry.name_bytes + target_bytes) return MORE;
+  take(unpack, sizeof(entry));
+  const uint8_t* name = take(unpack, entry.name_bytes);
+  const uint8_t* target = take(unpack, target_bytes);
+  if (entry.type < FK_TREE_LEAVE) {
+    const bool named = unpack->begun;
+    if (named ? !is_name(name, entry.name_bytes) : entry.name_bytes > 0) return EPROTO;
+    if (target_bytes > 0 && memchr(target, 0, target_bytes)) return EPROTO;
+    if (!trail_name(&unpack->place.trail, name, entry.name_bytes)) return ENAMETOOLONG;
+  }
+  unpack->begun = true;
+  return place_entry(unpack, &entry, target);
+}
+
+static int read_run(struct unpack_operation* unpack) {
+  struct fk_tree_run run;
+  if (held(unpack) < sizeof(run)) return MORE;
+  memcpy(&run, take(unpack, sizeof(run)), sizeof(run));
+  if (run.zero != 0 || run.offset < unpack->at || run.offset > unpack->size) return EPROTO;
+  if (run.bytes > unpack->size - run.offset) return EPROTO;
+  unpack->at = run.offset;
+  unpack->run_left = run.bytes;
+  return run.bytes > 0 ? 0 : place_file_end(&unpack->place, run.offset);
+}
+
+static int read_bytes(struct unpack_operation* unpack) {
+  size_t count = held(unpack);
+  if (count > unpack->run_left) count = unpack->run_left;
+  if (count > BYTES_PER_TURN) count = BYTES_PER_TURN;
+  if (count == 0) return MORE;
+  const int error = place_bytes(&unpack->place, unpack->at, take(unpack, count), count);
+  if (error != 0) return error;
+  unpack->at += count;
+  unpack->run_left -= (uint32_t)count;
+  return unpack->at == unpack->size ? place_file_end(&unpack->place, unpack->size) : 0;
+}
+
+static int read_next(struct unpack_operation* unpack) {
+  if (unpack->complete) return held(unpack) > 0 ? EPROTO : MORE;
+  if (unpack->place.file < 0) return read_entry(unpack);
+  return unpack->run_left > 0 ? read_bytes(unpack) : read_run(unpack);
+}
+
+// Grants what has been looked at, in steps of half a window, so that grants are few.
+static void grant(struct unpack_operation* unpack) {
+  const uint64_t limit = unpack->received - held(unpack) + WINDOW;
+  if (unpack->end || limit - unpack->granted < WINDOW / 2) return;
+  unpack->granted = limit;
+  const struct fk_header header = {
+      .type = FK_WINDOW, .stream = FK_INPUT, .id = unpack->operation.id, .offset = limit};
+  connection_send(&header, NULL);
+}
+
+static void unpack_run(struct operation* operation) {
+  struct unpack_operation* unpack = (struct unpack_operation*)operation;
+  const uint32_t begin = unpack->held_begin;
+  int entries = 0;
+  int state = 0;
+  while (state == 0 && entries < ENTRIES_PER_TURN && unpack->held_begin - begin < BYTES_PER_TURN) {
+    state = read_next(unpack);
+    if (unpack->place.file < 0) entries++;
+  }
+  if (state == MORE && unpack->end) {
+    finish_unpack(unpack, unpack->complete ? 0 : EPROTO, false);
+  } else if (state > 0) {
+    finish_unpack(unpack, state, state != EPROTO);
+  } else {
+    if (state == 0) operation_schedule(operation);
+    grant(unpack);
+  }
+}
+
+// Keeps input until its turn. Returns 0 or ENOMEM.
+static int hold(struct unpack_operation* unpack, const uint8_t* bytes, size_t count) {
+  const uint32_t length = (uint32_t)held(unpack);
+  if (unpack->held_begin > 0) {
+    memmove(unpack->held, unpack->held + unpack->held_begin, length);
+    unpack->held_begin = 0;
+    unpack->held_end = length;
+  }
+  uint32_t size = unpack->held_size ? unpack->held_size : FK_INPUT_WINDOW;
+  while (size < length + count) size *= 2;
+  if (size != unpack->held_size) {
+    const uint32_t more = size - unpack->held_size;
+    uint8_t* larger = more > HELD_LIMIT - held_total ? NULL : realloc(unpack->held, size);
+    if (!larger) return ENOMEM;
+    held_total += more;
+    unpack->held = larger;
+    unpack->held_size = size;
+  }
+  memcpy(unpack->held + length, bytes, count);
+  unpack->held_end = length + (uint32_t)count;
+  return 0;
+}
+
+static void unpack_input(struct operation* operation, uint64_t offset, const uint8_t* bytes,
+                         size_t count, bool end) {
+  struct unpack_operation* unpack = (struct unpack_operation*)operation;
+  int error = 0;
+  if (unpack->end || offset != unpack->received || count > unpack->granted - unpack->received ||
+      end != (count == 0)) {
+    error = EPROTO;
+  }
+  if (error == 0 && count > 0) error = hold(unpack, bytes, count);
+  if (error != 0) {
+    finish_unpack(unpack, error, false);
+    return;
+  }
+  unpack->end = end;
+  unpack->received += count;
+  operation_schedule(operation);
+}
+
+static void unpack_cancel(struct operation* operation, int error) {
+  finish_unpack((struct unpack_operation*)operation, error, false);
+}
+
+static const struct operation_type unpack_type = {
+    .run = unpack_run, .cancel = unpack_cancel, .input = unpack_input};
+
+int file_unpack(uint32_t id, const struct file_request* request) {
+  const size_t bytes = strlen(request->path) + 1;
+  if (bytes > FK_MAX_PATH + 1) return ENAMETOOLONG;
+  struct unpack_operation* unpack = operation_new(&unpack_type, id, sizeof(*unpack) + bytes);
+  if (!unpack) return ENOMEM;
+  memcpy(unpack->path, request->path, bytes);
+  place_init(&unpack->place, unpack->path);
+  unpack->granted = FK_INPUT_WINDOW;
+  return -1;
+}
