@@ -42,6 +42,8 @@ export const VM_ERROR_CODES = [
   'ERR_VM_LIMIT',
   /** More output than `maxOutputBytes` allows. */
   'ERR_VM_MAX_OUTPUT',
+  /** A download has more bytes or entries than `maxBytes` or `maxEntries` allow. */
+  'ERR_VM_MAX_TRANSFER',
   /** A fork could not confirm that its randomness and identity are its own; it was stopped. */
   'ERR_VM_NOT_UNIQUE',
   /** The host refused memory, or the guest's memory is too small for its kernel and root. */
@@ -58,7 +60,7 @@ export const VM_ERROR_CODES = [
   'ERR_VM_RESET',
   /** A system call of the host failed: see `syscall` and `errno`. */
   'ERR_VM_SYSTEM',
-  /** A command, a call or a fork took longer than its `timeoutMs`. */
+  /** A command, a call, a transfer or a fork took longer than its `timeoutMs`. */
   'ERR_VM_TIMEOUT',
 ] as const;
 

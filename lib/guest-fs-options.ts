@@ -5,6 +5,9 @@ import type { FileChangeInfo } from 'node:fs/promises';
 /** A path in the guest: a string, or bytes where it is not UTF-8. */
 export type GuestPath = string | Uint8Array;
 
+/** A path of the host: a string, or bytes where it is not UTF-8. Relative to the working directory. */
+export type HostPath = string | Uint8Array;
+
 /** What every method of `vm.fs` takes. */
 export interface FsOptions {
   /**
@@ -166,4 +169,49 @@ export interface FileWatcher<Name extends string | Buffer = string>
   next(): Promise<IteratorResult<FileChangeInfo<Name>, undefined>>;
   return(): Promise<IteratorResult<FileChangeInfo<Name>, undefined>>;
   [Symbol.asyncIterator](): this;
+}
+
+/** What `upload` takes besides the paths. */
+export interface UploadOptions extends FsOptions {
+  /**
+   * How long it may take, in milliseconds, 1 to 2^31 - 1; `ERR_VM_TIMEOUT` beyond.
+   *
+   * @defaultValue none: as long as the guest's agent answers
+   */
+  readonly timeoutMs?: number;
+}
+
+/** What `download` takes besides the paths. */
+export interface DownloadOptions extends UploadOptions {
+  /**
+   * Most bytes that all files together may have, 0 to 2^53 - 1; `ERR_VM_MAX_TRANSFER` beyond. Files
+   * count in full, with their holes, and before their contents are written.
+   *
+   * @defaultValue 4 GiB: a guest keeps its files in its memory, and few have more of that, so that what
+   *   is larger is a file with holes, or a guest that fills the host's disk
+   */
+  readonly maxBytes?: number;
+  /**
+   * Most files, directories, symbolic links and hard links together, 1 to 2^53 - 1;
+   * `ERR_VM_MAX_TRANSFER` beyond.
+   *
+   * @defaultValue 1,000,000: more than a source tree with its dependencies has, and less than the inodes
+   *   of a small disk
+   */
+  readonly maxEntries?: number;
+}
+
+/** What an `upload` or a `download` has made. */
+export interface TransferSummary {
+  /** Regular files; one with several names counts once. */
+  readonly files: number;
+  /** Directories, with the top and those that were there before. */
+  readonly directories: number;
+  readonly symlinks: number;
+  /** Further names of files: hard links. */
+  readonly links: number;
+  /** Sizes of all files together, with their holes. */
+  readonly bytes: number;
+  /** Devices, FIFOs and sockets that a download has left out; an upload refuses them. */
+  readonly skipped: number;
 }

@@ -3,18 +3,22 @@ import type { Readable, Writable } from 'node:stream';
 
 import type {
   AppendFileOptions,
+  DownloadOptions,
   EncodingOptions,
   FileContents,
   FileTime,
   FileWatcher,
   FsOptions,
   GuestPath,
+  HostPath,
   MkdirOptions,
   ReaddirOptions,
   ReadFileOptions,
   ReadStreamOptions,
   RmOptions,
   StatOptions,
+  TransferSummary,
+  UploadOptions,
   WatchOptions,
   WriteFileOptions,
   WriteStreamOptions,
@@ -26,6 +30,7 @@ import {
   checkAccessMode,
   checkAppendFile,
   checkCopyMode,
+  checkDownload,
   checkLength,
   checkMkdir,
   checkMode,
@@ -35,6 +40,7 @@ import {
   checkReadStream,
   checkRm,
   checkSimple,
+  checkUpload,
   checkWatch,
   checkWriteFile,
   checkWriteStream,
@@ -42,6 +48,7 @@ import {
 import { checkPath } from './internal/fs-paths.js';
 import { Errno, request, requestPath, requestTwoPaths } from './internal/fs-request.js';
 import { FileReadable, FileWritable } from './internal/fs-streams.js';
+import { downloadTree, uploadTree } from './internal/fs-trees.js';
 import { Watcher } from './internal/fs-watch.js';
 import type { Guest } from './internal/guest.js';
 import {
@@ -401,5 +408,56 @@ export class GuestFs {
   ): FileWatcher<string | Buffer> {
     const checked = checkWatch(options);
     return new Watcher(this.#guest, checkPath(path), checked);
+  }
+
+  /**
+   * Copies a file or a directory with everything in it from the host into the guest, as `cp -rT`
+   * does: it becomes `guestPath` itself, whose parent must be there, or is merged into the directory
+   * that `guestPath` is. One operation, whatever the number of files.
+   *
+   * Modes, times, symbolic links as they are, hard links within the tree, holes and names of any bytes
+   * are carried. Owners are not: everything is root's. Nor are setuid and setgid. A directory that was
+   * there keeps its mode. Files, symbolic links and hard links take the place of what is there; a
+   * directory does not take that of anything else (`ENOTDIR`), nor anything else that of a directory
+   * (`EISDIR`).
+   *
+   * `hostPath` is followed if it is a symbolic link; nothing below it is, and nothing in the guest from
+   * `guestPath` on, unless that ends with a slash. A device, FIFO or socket is refused with `EINVAL`. A
+   * failure or an abort leaves what is complete by then; errors name the file, of the host or of the
+   * guest, that they are about.
+   *
+   * @throws {VmError} `ERR_VM_TIMEOUT`: it took longer than `timeoutMs`.
+   */
+  async upload(
+    hostPath: HostPath,
+    guestPath: GuestPath,
+    options?: UploadOptions,
+  ): Promise<TransferSummary> {
+    const checked = checkUpload(options);
+    const from = checkPath(hostPath, 'hostPath');
+    return await uploadTree(this.#guest, from, checkPath(guestPath, 'guestPath'), checked);
+  }
+
+  /**
+   * Copies a file or a directory with everything in it from the guest to the host, as `cp -rT` does;
+   * see {@link GuestFs.upload}, of which it is the reverse. Everything is this process's user's, and
+   * times are set to the microsecond. Devices, FIFOs and sockets are left out and counted.
+   *
+   * Nothing is written, changed or followed outside of `hostPath`, whatever the guest sends and
+   * whatever is there already. What the guest sends stays the guest's, though: symbolic links may lead
+   * anywhere, and files have the modes that the guest gave them.
+   *
+   * @throws {VmError} `ERR_VM_MAX_TRANSFER`: it has more than `maxBytes` or `maxEntries`.
+   *   `ERR_VM_TIMEOUT`: it took longer than `timeoutMs`. `ERR_VM_AGENT_PROTOCOL`: what the guest sent
+   *   is no tree. What was written by then stays.
+   */
+  async download(
+    guestPath: GuestPath,
+    hostPath: HostPath,
+    options?: DownloadOptions,
+  ): Promise<TransferSummary> {
+    const checked = checkDownload(options);
+    const from = checkPath(guestPath, 'guestPath');
+    return await downloadTree(this.#guest, from, checkPath(hostPath, 'hostPath'), checked);
   }
 }

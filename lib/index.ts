@@ -27,6 +27,7 @@ export type {
 } from './exec.js';
 export type {
   AppendFileOptions,
+  DownloadOptions,
   EncodingOptions,
   FileContents,
   FileTime,
@@ -34,12 +35,15 @@ export type {
   FsOptions,
   GuestFs,
   GuestPath,
+  HostPath,
   MkdirOptions,
   ReaddirOptions,
   ReadFileOptions,
   ReadStreamOptions,
   RmOptions,
   StatOptions,
+  TransferSummary,
+  UploadOptions,
   WatchOptions,
   WriteFileOptions,
   WriteStreamOptions,

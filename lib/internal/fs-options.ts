@@ -4,6 +4,7 @@ import { constants } from 'node:fs';
 
 import type {
   AppendFileOptions,
+  DownloadOptions,
   EncodingOptions,
   FileContents,
   FileTime,
@@ -14,6 +15,7 @@ import type {
   ReadStreamOptions,
   RmOptions,
   StatOptions,
+  UploadOptions,
   WatchOptions,
   WriteFileOptions,
   WriteStreamOptions,
@@ -24,6 +26,7 @@ import {
   checkInteger,
   checkOptions,
   checkSignal,
+  checkTimeout,
   show,
   wrongType,
 } from './validate.js';
@@ -34,6 +37,9 @@ const MAX_FILE_BYTES = 2 ** 31 - 1;
 const MAX_MODE = 0o7777;
 const DEFAULT_HIGH_WATER_MARK = 64 * 1024;
 const MAX_HIGH_WATER_MARK = 2 ** 30;
+/** Defaults of what a download may have: see DownloadOptions. */
+const MAX_TRANSFER_BYTES = 4 * 2 ** 30;
+const MAX_TRANSFER_ENTRIES = 1_000_000;
 /** What leaves user or group as it is. */
 const KEEP_ID = 0xffff_ffff;
 
@@ -275,6 +281,39 @@ export function checkWatch(value: WatchOptions | Text | null | undefined): Check
     recursive: checkBoolean('recursive', recursive),
     overflow: flagOf('overflow', overflow, ['throw', 'ignore']),
     signal: signalOf(signal),
+  };
+}
+
+export interface CheckedTransfer {
+  readonly timeoutMs: number | undefined;
+  readonly signal: Signal;
+}
+
+export interface CheckedDownload extends CheckedTransfer {
+  readonly maxBytes: number;
+  readonly maxEntries: number;
+}
+
+function checkTransfer({ timeoutMs, signal }: Partial<UploadOptions>): CheckedTransfer {
+  return {
+    timeoutMs: timeoutMs === undefined ? undefined : checkTimeout('timeoutMs', timeoutMs),
+    signal: signalOf(signal),
+  };
+}
+
+export function checkUpload(value: UploadOptions | undefined): CheckedTransfer {
+  return checkTransfer(options<UploadOptions>('upload', value, ['timeoutMs', 'signal']));
+}
+
+export function checkDownload(value: DownloadOptions | undefined): CheckedDownload {
+  const known = ['timeoutMs', 'maxBytes', 'maxEntries', 'signal'] as const;
+  const given = options<DownloadOptions>('download', value, known);
+  const { maxBytes = MAX_TRANSFER_BYTES, maxEntries = MAX_TRANSFER_ENTRIES } = given;
+  const max = Number.MAX_SAFE_INTEGER;
+  return {
+    ...checkTransfer(given),
+    maxBytes: checkInteger('maxBytes', maxBytes, { min: 0, max }),
+    maxEntries: checkInteger('maxEntries', maxEntries, { min: 1, max }),
   };
 }
 

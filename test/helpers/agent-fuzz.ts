@@ -15,28 +15,10 @@ import { join } from 'node:path';
 
 import * as protocol from '../../lib/internal/protocol.js';
 import { type AgentExit, HostAgent } from './host-agent.js';
+import { Random } from './random.js';
 
 const { FrameType, Tag } = protocol;
 const BUSYBOX = '/bin/busybox';
-
-/** A linear congruential generator: a seed repeats its frames. */
-class Random {
-  #state: number;
-
-  constructor(seed: number) {
-    this.#state = seed >>> 0;
-  }
-
-  below(limit: number): number {
-    this.#state = (Math.imul(this.#state, 1664525) + 1013904223) >>> 0;
-    // The low bits of such a generator are poor.
-    return Math.floor((this.#state / 2 ** 32) * limit);
-  }
-
-  pick<T>(values: readonly T[]): T {
-    return values[this.below(values.length)] as T;
-  }
-}
 
 /** A directory for the agent to live in, with a shell where the host has a static one. */
 export function makeCage(): string {

@@ -19,6 +19,7 @@ import {
   type ProcessInfo,
   Snapshot,
   type SnapshotProgress,
+  type TransferSummary,
   Vm,
   VmError,
   type VmErrorCode,
@@ -88,6 +89,8 @@ export async function files({ fs }: Vm): Promise<void> {
   expectType<Buffer[]>()(await fs.readdir('/', 'buffer'), true);
   expectType<Dirent[]>()(await fs.readdir('/', { withFileTypes: true }), true);
   expectType<Stats>()(await fs.stat('/'), true);
+  expectType<TransferSummary>()(await fs.upload('a', '/a', { timeoutMs: 5 }), true);
+  expectType<TransferSummary>()(await fs.download('/a', Buffer.from('a'), { maxBytes: 5 }), true);
   expectType<BigIntStats>()(await fs.lstat('/', { bigint: true }), true);
   await fs.writeFile('/x', new Uint8Array(1), { mode: 0o600, flag: 'wx' });
   await fs.writeFile('/x', ['a', 'b']);
