@@ -13,12 +13,13 @@
 
 enum {
   // What the host may be ahead, in bytes; what has not been looked at waits here.
-  WINDOW = 256 * 1024,
+  WINDOW = 512 * 1024,
   // What waits of all trees together, as for the input of commands.
   HELD_LIMIT = 16 * 1024 * 1024,
   // Made in one turn: an entry takes the guest's kernel some ten thousand instructions.
   ENTRIES_PER_TURN = 8,
   BYTES_PER_TURN = 64 * 1024,
+  PAGE_BYTES = 4096,
   MAX_MODE = 01777,
 };
 _Static_assert(WINDOW >= FK_INPUT_WINDOW, "what may follow the request at once");
@@ -162,6 +163,11 @@ static int read_bytes(struct unpack_operation* unpack) {
   size_t count = held(unpack);
   if (count > unpack->run_left) count = unpack->run_left;
   if (count > BYTES_PER_TURN) count = BYTES_PER_TURN;
+  // Up to the end of a page, which would be looked up again for the rest of it.
+  if (count < unpack->run_left) {
+    const size_t beyond = (unpack->at + count) % PAGE_BYTES;
+    count = count > beyond ? count - beyond : 0;
+  }
   if (count == 0) return MORE;
   const int error = place_bytes(&unpack->place, unpack->at, take(unpack, count), count);
   if (error != 0) return error;

@@ -3,8 +3,8 @@
 import type { OutgoingStream } from './agent-streams.js';
 import { TREE_RUN_BYTES, writeTreeRun } from './protocol.js';
 
-/** Sent in one piece. */
-const BATCH_BYTES = 64 * 1024;
+/** Put together before it is sent. A run may take all of it: the longer, the fewer the guest writes. */
+const BATCH_BYTES = 256 * 1024;
 
 /** A run is worth being read into what is left of a batch, in bytes. */
 const SMALL_RUN_BYTES = 4096;

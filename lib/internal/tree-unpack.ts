@@ -21,7 +21,7 @@ import type { TreePlace } from './tree-place.js';
 const MAX_LINKED_BYTES = 64 * 1024 * 1024;
 
 /** Written in one call. */
-const MAX_WRITE_BYTES = 128 * 1024;
+const MAX_WRITE_BYTES = 256 * 1024;
 
 export interface TransferLimits {
   readonly maxBytes: number;
