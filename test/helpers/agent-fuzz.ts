@@ -16,6 +16,7 @@ import { join } from 'node:path';
 import * as protocol from '../../lib/internal/protocol.js';
 import { type AgentExit, HostAgent } from './host-agent.js';
 import { Random } from './random.js';
+import { validTree } from './tree-streams.js';
 
 const { FrameType, Tag } = protocol;
 const BUSYBOX = '/bin/busybox';
@@ -141,6 +142,9 @@ function sensibleFrame(random: Random, newId: number): Buffer {
     () => protocol.encodeMkdir(newId, path, { recursive: flag(), mode: 0o777 }),
     () => protocol.encodeRename(newId, path, other),
     () => protocol.encodeCopyFile(newId, path, other, { exclusive: flag() }),
+    () => protocol.encodePack(newId, path, { outputLimit: limit }),
+    () => protocol.encodeUnpack(newId, path),
+    () => protocol.encodeData(id, 0, validTree(random, [path])),
     () => protocol.encodeLink(newId, path, other),
     () => protocol.encodeSymlink(newId, path, other),
     () => protocol.encodeReadlink(newId, path),
