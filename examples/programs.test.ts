@@ -105,4 +105,17 @@ describe.runIf(backend !== 'none')('the example', () => {
       await rm(scratch, { recursive: true });
     }
   });
+
+  test('trees.mjs', async () => {
+    expect(await run('trees.mjs')).toBe(
+      [
+        'uploaded: 4 files in 2 directories',
+        'downloaded: 3 files, 15 bytes',
+        'apple: apple',
+        'fig: fig',
+        'pear: pear',
+        '',
+      ].join('\n'),
+    );
+  });
 });

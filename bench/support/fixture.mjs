@@ -38,11 +38,12 @@ export class Fixture {
     this.pages = pages;
   }
 
-  /** Boots a VM, which the caller closes. */
-  async boot() {
+  /** Boots a VM, which the caller closes. `options` are those of Vm.create(). */
+  async boot(options) {
     const vm = await Vm.create({
       ...(this.#memoryBytes && { memoryBytes: this.#memoryBytes }),
       bootTimeoutMs: BOOT_TIMEOUT_MS,
+      ...options,
     });
     this.boots.push(vm.timings);
     return vm;
