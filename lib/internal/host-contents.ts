@@ -14,16 +14,36 @@ const HOLE_BYTES = 4096;
 const SCAN_BYTES = 64 * HOLE_BYTES;
 const ZEROS = Buffer.alloc(HOLE_BYTES);
 
+/** Whether a file takes less of the disk than it has bytes. */
+export function mayHaveHoles({ size, blocks }: BigIntStats): boolean {
+  return blocks * STATUS_BLOCK_BYTES < size;
+}
+
+/** Sends contents that have been read, of a file that had so many bytes before. */
+export async function sendLoaded(
+  output: TreeOutput,
+  contents: Buffer,
+  size: number,
+): Promise<void> {
+  if (contents.length > 0) {
+    await output.put(encodeTreeRun({ offset: 0, bytes: contents.length }));
+    await output.put(contents);
+  }
+  if (contents.length < size) {
+    await output.put(encodeTreeRun({ offset: contents.length, bytes: 0 }));
+  }
+}
+
 /** Sends a file as far as it was long when `status` was read; one that was cut off since is shorter. */
 export async function sendContents(
   output: TreeOutput,
   handle: FileHandle,
-  { size, blocks }: BigIntStats,
+  status: BigIntStats,
 ): Promise<void> {
-  const mayHaveHoles = blocks * STATUS_BLOCK_BYTES < size;
-  const send = mayHaveHoles ? sendAroundHoles : sendPlainly;
-  const { known, end } = await send(output, handle, Number(size));
-  if (known < Number(size)) await output.put(encodeTreeRun({ offset: end, bytes: 0 }));
+  const size = Number(status.size);
+  const send = mayHaveHoles(status) ? sendAroundHoles : sendPlainly;
+  const { known, end } = await send(output, handle, size);
+  if (known < size) await output.put(encodeTreeRun({ offset: end, bytes: 0 }));
 }
 
 /** How far contents were sent, and how far the file reaches. */

@@ -4,7 +4,7 @@ import { type BigIntStats, constants, type Dirent } from 'node:fs';
 import { type FileHandle, lstat, open, readdir, readlink } from 'node:fs/promises';
 
 import type { TransferSummary } from '../guest-fs-options.js';
-import { sendContents } from './host-contents.js';
+import { mayHaveHoles, sendContents, sendLoaded } from './host-contents.js';
 import { HostTrail, reachFrom } from './host-trail.js';
 import {
   encodeTreeEntry,
@@ -23,6 +23,23 @@ const EINVAL = 22;
 const ENAMETOOLONG = 36;
 
 const NO_NAME = Buffer.alloc(0);
+
+/** Files that are opened and read at once; Node has four threads for that. */
+const AT_ONCE = 8;
+/** Read before it is sent, in bytes. */
+const SMALL_FILE_BYTES = 16 * 1024;
+
+/** What is about to be sent. */
+interface Loaded {
+  readonly name: Buffer;
+  readonly status: BigIntStats;
+  /** Of a symbolic link */
+  readonly target?: Buffer;
+  /** Of a small file */
+  readonly contents?: Buffer;
+  /** Of another one, open */
+  readonly handle?: FileHandle;
+}
 
 /** Directories that are gone into when what they are in has been read. */
 type Waiting = Buffer[];
@@ -56,7 +73,8 @@ export class TreePacker {
   async #top(): Promise<void> {
     const handle = await this.#trail.named(NO_NAME, () => open(this.#path, OPEN_FILE));
     if (!(await isDirectory(handle))) {
-      await this.#opened(NO_NAME, handle);
+      const loaded = await this.#loadFile(NO_NAME, handle);
+      await this.#send(loaded).finally(() => loaded.handle?.close());
       return;
     }
     await this.#enter(NO_NAME, handle);
@@ -83,9 +101,28 @@ export class TreePacker {
     await this.#trail.enter(name, handle, waiting);
     this.#counts.directories++;
     await this.#putEntry(TreeType.directory, name, await handle.stat({ bigint: true }));
+    const entries: Dirent<Buffer>[] = [];
     for (const entry of await this.#trail.named(NO_NAME, () => listOf(handle))) {
       if (entry.isDirectory()) waiting.push(entry.name);
-      else await this.#entry(entry);
+      else entries.push(entry);
+    }
+    for (let i = 0; i < entries.length; i += AT_ONCE) {
+      await this.#some(entries.slice(i, i + AT_ONCE));
+    }
+  }
+
+  /** Opens and reads entries at once, which a disk and threads do, and sends them one by one. */
+  async #some(entries: readonly Dirent<Buffer>[]): Promise<void> {
+    const loading = await Promise.allSettled(entries.map((entry) => this.#load(entry)));
+    try {
+      for (const loaded of loading) {
+        if (loaded.status === 'rejected') throw loaded.reason;
+        await this.#send(loaded.value);
+      }
+    } finally {
+      for (const loaded of loading) {
+        if (loaded.status === 'fulfilled') await loaded.value.handle?.close();
+      }
     }
   }
 
@@ -94,11 +131,36 @@ export class TreePacker {
     throw this.#trail.failure(ENAMETOOLONG, 'upload', name);
   }
 
-  async #entry(entry: Dirent<Buffer>): Promise<void> {
-    this.#expectRoom(entry.name);
-    if (entry.isFile()) await this.#file(entry.name);
-    else if (entry.isSymbolicLink()) await this.#symlink(entry.name);
-    else throw this.#refusal(entry.name);
+  async #load(entry: Dirent<Buffer>): Promise<Loaded> {
+    const { name } = entry;
+    this.#expectRoom(name);
+    const path = this.#trail.reach(name);
+    if (entry.isFile()) {
+      const flags = OPEN_FILE | constants.O_NOFOLLOW;
+      return await this.#loadFile(name, await this.#trail.named(name, () => open(path, flags)));
+    }
+    if (!entry.isSymbolicLink()) throw this.#refusal(name);
+    return await this.#trail.named(name, async () => {
+      const status = await lstat(path, { bigint: true });
+      return { name, status, target: await readlink(path, { encoding: 'buffer' }) };
+    });
+  }
+
+  /** Reads a small file, and closes it; others stay open. */
+  async #loadFile(name: Buffer, handle: FileHandle): Promise<Loaded> {
+    try {
+      const status = await handle.stat({ bigint: true });
+      if (!status.isFile()) throw this.#refusal(name);
+      const isPlain = status.nlink <= 1n && !mayHaveHoles(status);
+      if (!isPlain || status.size > SMALL_FILE_BYTES) return { name, status, handle };
+      const contents = Buffer.allocUnsafe(Number(status.size));
+      const { bytesRead } = await handle.read(contents, 0, contents.length, 0);
+      await handle.close();
+      return { name, status, contents: contents.subarray(0, bytesRead) };
+    } catch (error) {
+      await handle.close();
+      throw this.#trail.rename(error, name);
+    }
   }
 
   #refusal(name: Buffer): Error {
@@ -107,31 +169,26 @@ export class TreePacker {
     return error;
   }
 
-  async #file(name: Buffer): Promise<void> {
-    const path = this.#trail.reach(name);
-    const flags = OPEN_FILE | constants.O_NOFOLLOW;
-    await this.#opened(name, await this.#trail.named(name, () => open(path, flags)));
-  }
-
-  /** Sends a file, and closes it. */
-  async #opened(name: Buffer, handle: FileHandle): Promise<void> {
-    try {
-      const status = await handle.stat({ bigint: true });
-      if (!status.isFile()) throw this.#refusal(name);
-      const number = this.#numberOf(status);
-      if (number !== undefined) {
-        this.#counts.links++;
-        await this.#output.put(encodeTreeEntry({ type: TreeType.link, name, size: number }));
-        return;
-      }
-      const size = Number(status.size);
-      this.#counts.files++;
-      this.#counts.bytes += size;
-      const linked = status.nlink > 1n;
-      await this.#putEntry(TreeType.file, name, status, { linked, size });
+  async #send({ name, status, target, contents, handle }: Loaded): Promise<void> {
+    if (target !== undefined) {
+      this.#counts.symlinks++;
+      await this.#putEntry(TreeType.symlink, name, status, { mode: 0, target });
+      return;
+    }
+    const number = this.#numberOf(status);
+    if (number !== undefined) {
+      this.#counts.links++;
+      await this.#output.put(encodeTreeEntry({ type: TreeType.link, name, size: number }));
+      return;
+    }
+    const size = Number(status.size);
+    this.#counts.files++;
+    this.#counts.bytes += size;
+    const linked = status.nlink > 1n;
+    await this.#putEntry(TreeType.file, name, status, { linked, size });
+    if (contents !== undefined) await sendLoaded(this.#output, contents, size);
+    else if (handle !== undefined) {
       await this.#trail.named(name, () => sendContents(this.#output, handle, status));
-    } finally {
-      await handle.close();
     }
   }
 
@@ -142,16 +199,6 @@ export class TreePacker {
     const number = this.#linked.get(id);
     if (number === undefined) this.#linked.set(id, this.#linked.size);
     return number;
-  }
-
-  async #symlink(name: Buffer): Promise<void> {
-    const path = this.#trail.reach(name);
-    const [status, target] = await this.#trail.named(name, async () => [
-      await lstat(path, { bigint: true }),
-      await readlink(path, { encoding: 'buffer' }),
-    ]);
-    this.#counts.symlinks++;
-    await this.#putEntry(TreeType.symlink, name, status, { mode: 0, target });
   }
 
   async #putEntry(

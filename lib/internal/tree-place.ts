@@ -26,6 +26,9 @@ const CREATE_FILE =
 const UNFINISHED_FILE_MODE = 0o600;
 const UNFINISHED_DIRECTORY_MODE = 0o700;
 
+/** Small files that are made at once; Node has four threads for that. */
+const AT_ONCE = 8;
+
 const SLASH = 0x2f;
 const NO_NAME = Buffer.alloc(0);
 
@@ -68,6 +71,10 @@ export class TreePlace {
   #file: OpenFile | undefined;
   /** The top directory, which links are looked up from */
   #top: FileHandle | undefined;
+  /** Small files that are being made in the directory that is open */
+  readonly #making = new Map<string, Promise<void>>();
+  /** The first of them that could not be made */
+  #failed: { readonly error: unknown } | undefined;
 
   constructor(path: Buffer) {
     this.#trail = new HostTrail(path);
@@ -90,6 +97,7 @@ export class TreePlace {
 
   /** Closes what is open, and removes a file that is not complete. */
   async close(): Promise<void> {
+    await Promise.all(this.#making.values());
     const file = this.#file;
     this.#file = undefined;
     if (file !== undefined) {
@@ -101,8 +109,15 @@ export class TreePlace {
     await this.#trail.close();
   }
 
+  /** Waits until all files are there that were to be made in the directory. */
+  async settle(): Promise<void> {
+    await Promise.all(this.#making.values());
+    if (this.#failed !== undefined) throw this.#failed.error;
+  }
+
   /** Makes a directory, or takes the one that is there, and goes into it. */
   async directory(name: Buffer, entry: TreeEntry): Promise<void> {
+    await this.settle();
     const trail = this.#trail;
     await trail.named(name, async () => {
       const existed = await exists(mkdir(trail.reach(name), UNFINISHED_DIRECTORY_MODE));
@@ -122,6 +137,7 @@ export class TreePlace {
 
   /** Completes the directory. One that was there keeps its mode: the guest has no say in that. */
   async leave(): Promise<void> {
+    await this.settle();
     const trail = this.#trail;
     await trail.named(NO_NAME, async () => {
       const { left, data } = await trail.leave();
@@ -133,12 +149,45 @@ export class TreePlace {
     });
   }
 
+  /** Makes a file with all of its contents, a few of them at once. A failure shows later. */
+  async wholeFile(name: Buffer, entry: TreeEntry, contents: Buffer): Promise<void> {
+    if (this.#making.size >= AT_ONCE) await Promise.race(this.#making.values());
+    const key = name.toString('latin1');
+    await this.#making.get(key);
+    if (this.#failed !== undefined) throw this.#failed.error;
+    const made = this.#make(name, entry, contents)
+      .catch((error: unknown) => {
+        this.#failed ??= { error };
+      })
+      .finally(() => this.#making.delete(key));
+    this.#making.set(key, made);
+  }
+
+  async #make(name: Buffer, entry: TreeEntry, contents: Buffer): Promise<void> {
+    const path = this.#trail.reach(name);
+    await this.#trail.named(name, async () => {
+      const handle = await this.#create(path);
+      try {
+        await writeAll(handle, contents, 0);
+        await finish(handle, entry);
+      } catch (error) {
+        await unlink(path).catch(() => {});
+        throw error;
+      } finally {
+        await handle.close();
+      }
+    });
+  }
+
+  #create(path: Buffer): Promise<FileHandle> {
+    return this.#replacing(path, () => open(path, CREATE_FILE, UNFINISHED_FILE_MODE));
+  }
+
   async beginFile(name: Buffer, entry: TreeEntry): Promise<void> {
+    await this.settle();
     const trail = this.#trail;
-    const path = trail.reach(name);
     await trail.named(name, async () => {
-      const create = () => open(path, CREATE_FILE, UNFINISHED_FILE_MODE);
-      const handle = await this.#replacing(path, create);
+      const handle = await this.#create(trail.reach(name));
       const { mode, accessedNs, modifiedNs } = entry;
       this.#file = { handle, name, attributes: { mode, accessedNs, modifiedNs }, written: 0 };
       if (!entry.linked) return;
@@ -151,17 +200,7 @@ export class TreePlace {
 
   async write(offset: number, bytes: Buffer): Promise<void> {
     const file = this.#openFile();
-    await this.#trail.named(file.name, async () => {
-      for (let done = 0; done < bytes.length; ) {
-        const { bytesWritten } = await file.handle.write(
-          bytes,
-          done,
-          bytes.length - done,
-          offset + done,
-        );
-        done += bytesWritten;
-      }
-    });
+    await this.#trail.named(file.name, () => writeAll(file.handle, bytes, offset));
     file.written = offset + bytes.length;
   }
 
@@ -176,6 +215,7 @@ export class TreePlace {
   }
 
   async symlink(name: Buffer, entry: TreeEntry, target: Buffer): Promise<void> {
+    await this.settle();
     const path = this.#trail.reach(name);
     await this.#trail.named(name, async () => {
       await this.#replacing(path, () => symlink(target, path));
@@ -185,6 +225,7 @@ export class TreePlace {
 
   /** Gives a file of this tree another name. */
   async link(name: Buffer, number: number): Promise<void> {
+    await this.settle();
     const trail = this.#trail;
     const file = this.#linked[number];
     if (file === undefined) throw new ProtocolError(`a link to file ${number}, which is not there`);
@@ -245,6 +286,13 @@ async function exists(made: Promise<void>): Promise<boolean> {
   } catch (error) {
     if (failedWith(error, 'EEXIST')) return true;
     throw error;
+  }
+}
+
+async function writeAll(handle: FileHandle, bytes: Buffer, offset: number): Promise<void> {
+  for (let done = 0; done < bytes.length; ) {
+    const left = bytes.length - done;
+    done += (await handle.write(bytes, done, left, offset + done)).bytesWritten;
   }
 }
 

@@ -12,6 +12,7 @@ import {
   TREE_ENTRY_BYTES,
   TREE_RUN_BYTES,
   type TreeEntry,
+  type TreeRun,
   TreeType,
 } from './protocol.js';
 import type { TreeInput } from './tree-input.js';
@@ -19,6 +20,9 @@ import type { TreePlace } from './tree-place.js';
 
 /** Bound of the paths of files that the guest says have further names, in bytes. */
 const MAX_LINKED_BYTES = 64 * 1024 * 1024;
+
+/** Taken in whole before it is made, in bytes. */
+const SMALL_FILE_BYTES = 16 * 1024;
 
 /** Written in one call. */
 const MAX_WRITE_BYTES = 256 * 1024;
@@ -50,6 +54,7 @@ export class TreeUnpacker {
 
   async run(): Promise<TransferSummary> {
     while (await this.#next());
+    await this.#place.settle();
     if (!(await this.#input.ended())) throw new ProtocolError('bytes behind the end of a tree');
     return this.#counts;
   }
@@ -124,19 +129,27 @@ export class TreeUnpacker {
 
   async #file(name: Buffer, entry: TreeEntry): Promise<void> {
     this.#counts.files++;
+    const { size, linked } = entry;
+    if (size === 0 && !linked) return await this.#place.wholeFile(name, entry, Buffer.alloc(0));
+    const first = size === 0 ? undefined : await this.#run(0, size);
+    if (first?.bytes === size && size <= SMALL_FILE_BYTES && !linked) {
+      return await this.#place.wholeFile(name, entry, await this.#input.take(size));
+    }
     await this.#place.beginFile(name, entry);
     if (this.#place.linkedBytes > MAX_LINKED_BYTES) {
       throw tooMuch(`hard links whose paths take more than ${MAX_LINKED_BYTES} bytes`);
     }
-    const { size } = entry;
     let known = 0;
-    while (known < size) {
-      const run = parseTreeRun(await this.#input.take(TREE_RUN_BYTES), known, size);
+    for (let run = first; run !== undefined; ) {
       known = run.offset + run.bytes;
-      if (run.bytes === 0) break;
       await this.#contents(run.offset, run.bytes);
+      run = run.bytes > 0 && known < size ? await this.#run(known, size) : undefined;
     }
     await this.#place.endFile(known);
+  }
+
+  async #run(known: number, size: number): Promise<TreeRun> {
+    return parseTreeRun(await this.#input.take(TREE_RUN_BYTES), known, size);
   }
 
   async #contents(offset: number, count: number): Promise<void> {
