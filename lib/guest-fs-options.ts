@@ -185,7 +185,7 @@ export interface UploadOptions extends FsOptions {
 export interface DownloadOptions extends UploadOptions {
   /**
    * Most bytes that all files together may have, 0 to 2^53 - 1; `ERR_VM_MAX_TRANSFER` beyond. Files
-   * count in full, with their holes, and before their contents are written.
+   * count in full, with their holes, symbolic links with what they say, and both before they are made.
    *
    * @defaultValue 4 GiB: a guest keeps its files in its memory, and few have more of that, so that what
    *   is larger is a file with holes, or a guest that fills the host's disk

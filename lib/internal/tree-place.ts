@@ -39,6 +39,9 @@ interface Directory extends Attributes {
   readonly existed: boolean;
 }
 
+/** What one of those takes besides its path, generously. */
+const LINKED_FILE_BYTES = 256;
+
 /** A file that may get further names. */
 interface LinkedFile {
   readonly below: Buffer;
@@ -85,7 +88,7 @@ export class TreePlace {
     return this.#trail.depth;
   }
 
-  /** What the paths of files take that may get further names. */
+  /** What files take in memory that may get further names. */
   get linkedBytes(): number {
     return this.#linkedBytes;
   }
@@ -194,7 +197,7 @@ export class TreePlace {
       const { dev, ino } = await handle.stat({ bigint: true });
       const below = trail.below(name);
       this.#linked.push({ below, dev, ino });
-      this.#linkedBytes += below.length;
+      this.#linkedBytes += below.length + LINKED_FILE_BYTES;
     });
   }
 

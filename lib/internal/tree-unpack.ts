@@ -18,7 +18,7 @@ import {
 import type { TreeInput } from './tree-input.js';
 import type { TreePlace } from './tree-place.js';
 
-/** Bound of the paths of files that the guest says have further names, in bytes. */
+/** Bound of what is known of files that the guest says have further names, in bytes. */
 const MAX_LINKED_BYTES = 64 * 1024 * 1024;
 
 /** Taken in whole before it is made, in bytes. */
@@ -45,6 +45,8 @@ export class TreeUnpacker {
   readonly #limits: TransferLimits;
   readonly #counts = newCounts();
   #entries = 0;
+  /** What symbolic links say */
+  #linkBytes = 0;
 
   constructor(input: TreeInput, place: TreePlace, limits: TransferLimits) {
     this.#input = input;
@@ -112,12 +114,15 @@ export class TreeUnpacker {
     throw new ProtocolError('a tree that is neither a directory nor a file');
   }
 
+  /** Counts an entry, before anything of it is made. */
   #count({ type, size }: TreeEntry): void {
     const { maxEntries, maxBytes } = this.#limits;
     if (++this.#entries > maxEntries) throw tooMuch(`more than ${maxEntries} entries`);
-    if (type !== TreeType.file) return;
-    this.#counts.bytes += size;
-    if (this.#counts.bytes > maxBytes) throw tooMuch(`more than ${maxBytes} bytes`);
+    if (type === TreeType.file) this.#counts.bytes += size;
+    if (type === TreeType.symlink) this.#linkBytes += size;
+    if (this.#counts.bytes + this.#linkBytes > maxBytes) {
+      throw tooMuch(`more than ${maxBytes} bytes`);
+    }
   }
 
   async #symlink(name: Buffer, entry: TreeEntry): Promise<void> {
@@ -137,7 +142,7 @@ export class TreeUnpacker {
     }
     await this.#place.beginFile(name, entry);
     if (this.#place.linkedBytes > MAX_LINKED_BYTES) {
-      throw tooMuch(`hard links whose paths take more than ${MAX_LINKED_BYTES} bytes`);
+      throw tooMuch(`files with hard links that take more than ${MAX_LINKED_BYTES} bytes`);
     }
     let known = 0;
     for (let run = first; run !== undefined; ) {

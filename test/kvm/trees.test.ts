@@ -13,8 +13,8 @@ import { carried, describeTree, makeTree, type TreeItem } from '../helpers/trees
 
 // Trees to a real guest and back. What they may not do is tested without a VM, in test/unit.
 
-/** Where the guest's kernel is emulated, a file takes 10 ms each way; in the svm lane Node does. */
-const MANY = slowdown > 1 ? 5000 : 1000;
+/** Where the guest's kernel is emulated, a file takes it 10 ms each way; in the svm lane Node takes 5. */
+const MANY = slowdown > 1 ? 20_000 : 1000;
 
 let directory: string;
 const at = (name: string): string => join(directory, name);

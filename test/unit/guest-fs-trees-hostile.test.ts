@@ -240,6 +240,8 @@ describe('a guest that sends', () => {
     canary.clear();
     expect(await download(tree(...files), { maxBytes: 39 })).toMatchObject(LIMIT);
     expect(fs.readdirSync(canary.target)).toHaveLength(9);
+    const links = Array.from({ length: 10 }, (_, i) => symlink(`link-${i}`, 'xxxx'));
+    expect(await download(tree(...links), { maxBytes: 39 })).toMatchObject(LIMIT);
     // The same name again counts again.
     const same = Array.from({ length: 10 }, () => file('a', 'xxxx'));
     expect(await download(tree(...same), { maxBytes: 39 })).toMatchObject(LIMIT);
