@@ -67,6 +67,12 @@ interface OpenFile {
   written: number;
 }
 
+/**
+ * Makes a tree entry by entry, in the order in which they come.
+ *
+ * Lifetime: until {@link close}, which a caller owes it however the tree ends. At most two directories,
+ * a large file and some small ones are open.
+ */
 export class TreePlace {
   readonly #trail: HostTrail<Directory>;
   readonly #linked: LinkedFile[] = [];
