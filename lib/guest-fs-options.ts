@@ -15,6 +15,13 @@ export interface FsOptions {
    * the guest has let go. What cannot be undone by then stays done.
    */
   readonly signal?: AbortSignal;
+  /**
+   * How long it may take from the call to its end, in milliseconds, 1 to 2^31 - 1; `ERR_VM_TIMEOUT`
+   * beyond, in the same way. Of streams and watches that is all of their life.
+   *
+   * @defaultValue none: as long as the guest's agent answers
+   */
+  readonly timeoutMs?: number;
 }
 
 /** What methods take that return names. */
@@ -171,18 +178,8 @@ export interface FileWatcher<Name extends string | Buffer = string>
   [Symbol.asyncIterator](): this;
 }
 
-/** What `upload` takes besides the paths. */
-export interface UploadOptions extends FsOptions {
-  /**
-   * How long it may take, in milliseconds, 1 to 2^31 - 1; `ERR_VM_TIMEOUT` beyond.
-   *
-   * @defaultValue none: as long as the guest's agent answers
-   */
-  readonly timeoutMs?: number;
-}
-
 /** What `download` takes besides the paths. */
-export interface DownloadOptions extends UploadOptions {
+export interface DownloadOptions extends FsOptions {
   /**
    * Most bytes that all files together may have, 0 to 2^53 - 1; `ERR_VM_MAX_TRANSFER` beyond. Files
    * count in full, with their holes, symbolic links with what they say, and both before they are made.

@@ -18,7 +18,6 @@ import type {
   RmOptions,
   StatOptions,
   TransferSummary,
-  UploadOptions,
   WatchOptions,
   WriteFileOptions,
   WriteStreamOptions,
@@ -40,7 +39,6 @@ import {
   checkReadStream,
   checkRm,
   checkSimple,
-  checkUpload,
   checkWatch,
   checkWriteFile,
   checkWriteStream,
@@ -78,7 +76,8 @@ type Bytes = 'buffer' | (EncodingOptions & { encoding: 'buffer' });
  * `syscall` and `path`, and `dest` where there are two paths. Failures of the VM are
  * {@link VmError}s: `ERR_VM_EXITED`, `ERR_VM_CLOSED`, `ERR_VM_RESET`, `ERR_VM_PAUSED`,
  * `ERR_VM_AGENT_UNRESPONSIVE`, `ERR_VM_AGENT_PROTOCOL`. Wrong arguments are TypeErrors and
- * RangeErrors that name the option. Every method takes a `signal`, see {@link FsOptions}.
+ * RangeErrors that name the option. Every method takes a `signal` and a `timeoutMs`, see
+ * {@link FsOptions}.
  *
  * The guest's agent is root: permissions stop it only where they stop root.
  */
@@ -389,7 +388,7 @@ export class GuestFs {
    * are not followed.
    *
    * It watches from the call on, and holds the event loop until it is ended: leave the loop, or abort
-   * `signal`, which throws an `AbortError`. When what is watched is removed or renamed, the loop ends.
+   * `signal`, which throws an `AbortError`, as the end of `timeoutMs` throws `ERR_VM_TIMEOUT`. When what is watched is removed or renamed, the loop ends.
    * Otherwise it throws what ended it: a file's error (`ENOENT`; `ENOSPC` for more directories than
    * the guest can watch, `EMFILE` for more watches), the VM's, or that changes were lost, see
    * {@link WatchOptions}.
@@ -431,11 +430,11 @@ export class GuestFs {
   async upload(
     hostPath: HostPath,
     guestPath: GuestPath,
-    options?: UploadOptions,
+    options?: FsOptions,
   ): Promise<TransferSummary> {
-    const checked = checkUpload(options);
+    const { signal } = checkSimple('upload', options);
     const from = checkPath(hostPath, 'hostPath');
-    return await uploadTree(this.#guest, from, checkPath(guestPath, 'guestPath'), checked);
+    return await uploadTree(this.#guest, from, checkPath(guestPath, 'guestPath'), signal);
   }
 
   /**

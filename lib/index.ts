@@ -43,7 +43,6 @@ export type {
   RmOptions,
   StatOptions,
   TransferSummary,
-  UploadOptions,
   WatchOptions,
   WriteFileOptions,
   WriteStreamOptions,

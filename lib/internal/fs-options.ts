@@ -15,18 +15,16 @@ import type {
   ReadStreamOptions,
   RmOptions,
   StatOptions,
-  UploadOptions,
   WatchOptions,
   WriteFileOptions,
   WriteStreamOptions,
 } from '../guest-fs-options.js';
+import { limitOf } from './fs-limit.js';
 import {
   checkBoolean,
   checkEncoding,
   checkInteger,
   checkOptions,
-  checkSignal,
-  checkTimeout,
   show,
   wrongType,
 } from './validate.js';
@@ -48,19 +46,18 @@ const MAX_INT64 = 2n ** 63n - 1n;
 
 type Signal = AbortSignal | undefined;
 type Text = BufferEncoding | 'buffer';
+type Checked<T> = Partial<Omit<T, keyof FsOptions>> & { encoding?: unknown; signal: Signal };
 
-function options<T extends object>(
+/** The options of a method, known by name; those that all methods have are checked, and one signal. */
+function options<T extends FsOptions>(
   method: string,
   value: T | string | null | undefined,
   known: readonly (keyof T & string)[],
-): Partial<T> & { encoding?: unknown } {
-  if (value === null) return {} as Partial<T>;
-  if (typeof value === 'string') return { encoding: value } as Partial<T> & { encoding: string };
-  return checkOptions(`vm.fs.${method}()`, value, known);
-}
-
-function signalOf(signal: unknown): Signal {
-  return signal === undefined ? undefined : checkSignal('signal', signal);
+): Checked<T> {
+  if (value === null) return { signal: undefined } as Checked<T>;
+  if (typeof value === 'string') return { encoding: value, signal: undefined } as Checked<T>;
+  const given = checkOptions<T>(`vm.fs.${method}()`, value, [...known, 'timeoutMs', 'signal']);
+  return { ...given, signal: limitOf(method, given) };
 }
 
 function encodingOf<T>(encoding: unknown, absent: T): BufferEncoding | T {
@@ -88,16 +85,16 @@ export function checkMode(value: unknown): number {
 
 /** For methods that take no options of their own. */
 export function checkSimple(method: string, value: FsOptions | undefined): { signal: Signal } {
-  const { signal } = options<FsOptions>(method, value, ['signal']);
-  return { signal: signalOf(signal) };
+  const { signal } = options<FsOptions>(method, value, []);
+  return { signal };
 }
 
 export function checkNames(
   method: string,
   value: EncodingOptions | Text | null | undefined,
 ): { encoding: Text; signal: Signal } {
-  const { encoding, signal } = options<EncodingOptions>(method, value, ['encoding', 'signal']);
-  return { encoding: textOf(encoding), signal: signalOf(signal) };
+  const { encoding, signal } = options<EncodingOptions>(method, value, ['encoding']);
+  return { encoding: textOf(encoding), signal };
 }
 
 export function checkReadFile(value: ReadFileOptions | BufferEncoding | null | undefined): {
@@ -105,7 +102,7 @@ export function checkReadFile(value: ReadFileOptions | BufferEncoding | null | u
   maxBytes: number;
   signal: Signal;
 } {
-  const known = ['encoding', 'signal', 'maxBytes'] as const;
+  const known = ['encoding', 'maxBytes'] as const;
   const { encoding, signal, maxBytes } = options<ReadFileOptions>('readFile', value, known);
   return {
     encoding: encodingOf(encoding, null),
@@ -113,7 +110,7 @@ export function checkReadFile(value: ReadFileOptions | BufferEncoding | null | u
       maxBytes === undefined
         ? MAX_FILE_BYTES
         : checkInteger('maxBytes', maxBytes, { min: 0, max: MAX_FILE_BYTES }),
-    signal: signalOf(signal),
+    signal,
   };
 }
 
@@ -140,7 +137,7 @@ export function checkWriteFile(
   value: WriteFileOptions | BufferEncoding | null | undefined,
 ): CheckedWrite {
   checkContents(data);
-  const known = ['encoding', 'mode', 'flag', 'atomic', 'signal'] as const;
+  const known = ['encoding', 'mode', 'flag', 'atomic'] as const;
   const given = options<WriteFileOptions>('writeFile', value, known);
   const { encoding, mode, flag = 'w', atomic = false, signal } = given;
   flagOf('flag', flag, ['w', 'wx', 'a', 'ax']);
@@ -154,7 +151,7 @@ export function checkWriteFile(
     mode: modeOf(mode),
     flag,
     atomic,
-    signal: signalOf(signal),
+    signal,
   };
 }
 
@@ -163,7 +160,7 @@ export function checkAppendFile(
   value: AppendFileOptions | BufferEncoding | null | undefined,
 ): CheckedWrite {
   checkContents(data);
-  const known = ['encoding', 'mode', 'flag', 'signal'] as const;
+  const known = ['encoding', 'mode', 'flag'] as const;
   const given = options<AppendFileOptions>('appendFile', value, known);
   const { encoding, mode, flag = 'a', signal } = given;
   return {
@@ -172,7 +169,7 @@ export function checkAppendFile(
     mode: modeOf(mode),
     flag: flagOf('flag', flag, ['a', 'ax']),
     atomic: false,
-    signal: signalOf(signal),
+    signal,
   };
 }
 
@@ -196,7 +193,7 @@ export interface CheckedReadStream {
 export function checkReadStream(
   value: ReadStreamOptions | BufferEncoding | null | undefined,
 ): CheckedReadStream {
-  const known = ['start', 'end', 'highWaterMark', 'encoding', 'signal'] as const;
+  const known = ['start', 'end', 'highWaterMark', 'encoding'] as const;
   const given = options<ReadStreamOptions>('createReadStream', value, known);
   const { encoding, highWaterMark, signal } = given;
   const start = given.start === undefined ? undefined : offsetOf('start', given.start);
@@ -213,7 +210,7 @@ export function checkReadStream(
     byteCount,
     encoding: encodingOf(encoding, null),
     highWaterMark: highWaterMarkOf(highWaterMark),
-    signal: signalOf(signal),
+    signal,
   };
 }
 
@@ -229,7 +226,7 @@ export interface CheckedWriteStream {
 export function checkWriteStream(
   value: WriteStreamOptions | BufferEncoding | null | undefined,
 ): CheckedWriteStream {
-  const known = ['flags', 'mode', 'start', 'encoding', 'highWaterMark', 'signal'] as const;
+  const known = ['flags', 'mode', 'start', 'encoding', 'highWaterMark'] as const;
   const given = options<WriteStreamOptions>('createWriteStream', value, known);
   const { flags = 'w', mode, start, encoding, highWaterMark, signal } = given;
   flagOf('flags', flags, ['w', 'wx', 'a', 'ax', 'r+']);
@@ -242,7 +239,7 @@ export function checkWriteStream(
     start: start === undefined ? undefined : offsetOf('start', start),
     encoding: encodingOf(encoding, 'utf8'),
     highWaterMark: highWaterMarkOf(highWaterMark),
-    signal: signalOf(signal),
+    signal,
   };
 }
 
@@ -254,14 +251,14 @@ export interface CheckedReaddir {
 }
 
 export function checkReaddir(value: ReaddirOptions | Text | null | undefined): CheckedReaddir {
-  const known = ['encoding', 'withFileTypes', 'recursive', 'signal'] as const;
+  const known = ['encoding', 'withFileTypes', 'recursive'] as const;
   const given = options<ReaddirOptions>('readdir', value, known);
   const { encoding, withFileTypes = false, recursive = false, signal } = given;
   return {
     encoding: textOf(encoding),
     withFileTypes: checkBoolean('withFileTypes', withFileTypes),
     recursive: checkBoolean('recursive', recursive),
-    signal: signalOf(signal),
+    signal,
   };
 }
 
@@ -273,47 +270,32 @@ export interface CheckedWatch {
 }
 
 export function checkWatch(value: WatchOptions | Text | null | undefined): CheckedWatch {
-  const known = ['encoding', 'recursive', 'overflow', 'signal'] as const;
+  const known = ['encoding', 'recursive', 'overflow'] as const;
   const given = options<WatchOptions>('watch', value, known);
   const { encoding, recursive = false, overflow = 'throw', signal } = given;
   return {
     encoding: textOf(encoding),
     recursive: checkBoolean('recursive', recursive),
     overflow: flagOf('overflow', overflow, ['throw', 'ignore']),
-    signal: signalOf(signal),
+    signal,
   };
 }
 
-export interface CheckedTransfer {
-  readonly timeoutMs: number | undefined;
+export interface CheckedDownload {
+  readonly maxBytes: number;
+  readonly maxEntries: number;
   readonly signal: Signal;
 }
 
-export interface CheckedDownload extends CheckedTransfer {
-  readonly maxBytes: number;
-  readonly maxEntries: number;
-}
-
-function checkTransfer({ timeoutMs, signal }: Partial<UploadOptions>): CheckedTransfer {
-  return {
-    timeoutMs: timeoutMs === undefined ? undefined : checkTimeout('timeoutMs', timeoutMs),
-    signal: signalOf(signal),
-  };
-}
-
-export function checkUpload(value: UploadOptions | undefined): CheckedTransfer {
-  return checkTransfer(options<UploadOptions>('upload', value, ['timeoutMs', 'signal']));
-}
-
 export function checkDownload(value: DownloadOptions | undefined): CheckedDownload {
-  const known = ['timeoutMs', 'maxBytes', 'maxEntries', 'signal'] as const;
+  const known = ['maxBytes', 'maxEntries'] as const;
   const given = options<DownloadOptions>('download', value, known);
   const { maxBytes = MAX_TRANSFER_BYTES, maxEntries = MAX_TRANSFER_ENTRIES } = given;
   const max = Number.MAX_SAFE_INTEGER;
   return {
-    ...checkTransfer(given),
     maxBytes: checkInteger('maxBytes', maxBytes, { min: 0, max }),
     maxEntries: checkInteger('maxEntries', maxEntries, { min: 1, max }),
+    signal: given.signal,
   };
 }
 
@@ -325,12 +307,12 @@ export function checkMkdir(value: MkdirOptions | number | null | undefined): {
   if (typeof value === 'number') {
     return { recursive: false, mode: checkMode(value), signal: undefined };
   }
-  const given = options<MkdirOptions>('mkdir', value, ['recursive', 'mode', 'signal']);
+  const given = options<MkdirOptions>('mkdir', value, ['recursive', 'mode']);
   const { recursive = false, mode, signal } = given;
   return {
     recursive: checkBoolean('recursive', recursive),
     mode: modeOf(mode),
-    signal: signalOf(signal),
+    signal,
   };
 }
 
@@ -339,12 +321,12 @@ export function checkRm(value: RmOptions | undefined): {
   force: boolean;
   signal: Signal;
 } {
-  const given = options<RmOptions>('rm', value, ['recursive', 'force', 'signal']);
+  const given = options<RmOptions>('rm', value, ['recursive', 'force']);
   const { recursive = false, force = false, signal } = given;
   return {
     recursive: checkBoolean('recursive', recursive),
     force: checkBoolean('force', force),
-    signal: signalOf(signal),
+    signal,
   };
 }
 
@@ -352,8 +334,8 @@ export function checkStat(
   method: string,
   value: StatOptions | undefined,
 ): { bigint: boolean; signal: Signal } {
-  const { bigint = false, signal } = options<StatOptions>(method, value, ['bigint', 'signal']);
-  return { bigint: checkBoolean('bigint', bigint), signal: signalOf(signal) };
+  const { bigint = false, signal } = options<StatOptions>(method, value, ['bigint']);
+  return { bigint: checkBoolean('bigint', bigint), signal };
 }
 
 /** What `access` asks for: `constants.F_OK`, or `R_OK`, `W_OK` and `X_OK` together. */

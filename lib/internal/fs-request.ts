@@ -1,9 +1,10 @@
 // Requests about files: what every method of `vm.fs` has in common.
 
-import { AbortError, guestFileError, VmError } from '../errors.js';
+import { guestFileError, VmError } from '../errors.js';
 import type { GuestPath } from '../guest-fs-options.js';
 import type { Operation } from './agent-connection.js';
 import { observe, observed } from './diagnostics.js';
+import { limitError, releaseLimit } from './fs-limit.js';
 import { checkPath, pathText } from './fs-paths.js';
 import type { Guest } from './guest.js';
 import type { ReplyMessage } from './protocol.js';
@@ -33,8 +34,12 @@ export function observeCall<T>(
     ...rest,
   }));
   return observed(observation, async () => {
-    if (signal?.aborted) throw new AbortError(signal.reason);
-    return await run();
+    try {
+      if (signal?.aborted) throw limitError(signal);
+      return await run();
+    } finally {
+      releaseLimit(signal);
+    }
   });
 }
 
@@ -47,7 +52,7 @@ export async function replyOf(
   signal?.addEventListener('abort', onAbort, { once: true });
   try {
     const reply = await operation.reply;
-    if (signal?.aborted && reply.errno !== 0) throw new AbortError(signal.reason);
+    if (signal?.aborted && reply.errno !== 0) throw limitError(signal);
     return reply;
   } finally {
     signal?.removeEventListener('abort', onAbort);

@@ -1,12 +1,13 @@
 // Streams over files: `createReadStream` and `createWriteStream`.
 
-import { addAbortSignal, Readable, Writable } from 'node:stream';
+import { Readable, Writable } from 'node:stream';
 
 import type { GuestPath } from '../guest-fs-options.js';
 import type { Operation } from './agent-connection.js';
 import type { StreamSink } from './agent-streams.js';
 import { type Observation, observe } from './diagnostics.js';
 import { readSyscall, writeSyscall } from './fs-contents.js';
+import { limitError, releaseLimit } from './fs-limit.js';
 import type { CheckedReadStream, CheckedWriteStream } from './fs-options.js';
 import { pathText } from './fs-paths.js';
 import { failureOf } from './fs-request.js';
@@ -24,6 +25,20 @@ function letGo(operation: Operation | undefined, callback: () => void): void {
   }
   operation.cancel();
   operation.reply.then(callback, callback);
+}
+
+/** Destroys a stream as soon as its signal says so. */
+function limit(stream: Readable | Writable, signal: AbortSignal | undefined): void {
+  if (signal === undefined) return;
+  const onAbort = (): void => {
+    stream.destroy(limitError(signal));
+  };
+  stream.once('close', () => {
+    signal.removeEventListener('abort', onAbort);
+    releaseLimit(signal);
+  });
+  if (signal.aborted) onAbort();
+  else signal.addEventListener('abort', onAbort, { once: true });
 }
 
 function conclude(observation: Observation, error: Error | null, bytes: number): void {
@@ -51,7 +66,7 @@ export class FileReadable extends Readable implements StreamSink {
       byteCount,
     }));
     if (signal?.aborted !== true) this.#operation = this.#begin(options);
-    if (signal !== undefined) addAbortSignal(signal, this);
+    limit(this, signal);
   }
 
   #begin({ start, byteCount }: CheckedReadStream): Operation {
@@ -127,7 +142,7 @@ export class FileWritable extends Writable {
     }));
     if (signal?.aborted !== true) this.#operation = this.#begin(options);
     this.#fate = this.#follow();
-    if (signal !== undefined) addAbortSignal(signal, this);
+    limit(this, signal);
   }
 
   #begin({ flags, mode, start }: CheckedWriteStream): Operation {

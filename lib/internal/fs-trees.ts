@@ -2,10 +2,10 @@
 
 import { posix } from 'node:path';
 
-import { AbortError, VmError } from '../errors.js';
 import type { GuestPath, HostPath, TransferSummary } from '../guest-fs-options.js';
 import type { Operation } from './agent-connection.js';
-import type { CheckedDownload, CheckedTransfer } from './fs-options.js';
+import { limitError } from './fs-limit.js';
+import type { CheckedDownload } from './fs-options.js';
 import { pathText } from './fs-paths.js';
 import { brokenReply, failureOf, observeCall } from './fs-request.js';
 import type { Guest } from './guest.js';
@@ -20,22 +20,20 @@ export function uploadTree(
   guest: Guest,
   hostPath: HostPath,
   guestPath: GuestPath,
-  checked: CheckedTransfer,
+  signal: AbortSignal | undefined,
 ): Promise<TransferSummary> {
-  const { timeoutMs, signal } = checked;
   const host = hostBytes(hostPath);
   const call = {
     method: 'upload',
     path: hostPath,
     destination: guestPath,
-    rest: { timeoutMs },
     signal,
   };
   return observeCall(guest, call, async () => {
     const operation = guest.agent.begin('other', ({ id }) => encodeUnpack(id, guestPath));
     const output = new TreeOutput(operation.input);
     const transfer = new Transfer('upload', operation, guestPath, (error) => output.stop(error));
-    const value = await transfer.run(checked, () => new TreePacker(host, output).run());
+    const value = await transfer.run(signal, () => new TreePacker(host, output).run());
     return { value, result: { ...value } };
   });
 }
@@ -46,13 +44,13 @@ export function downloadTree(
   hostPath: HostPath,
   checked: CheckedDownload,
 ): Promise<TransferSummary> {
-  const { timeoutMs, signal, maxBytes, maxEntries } = checked;
+  const { signal, maxBytes, maxEntries } = checked;
   const host = hostBytes(hostPath);
   const call = {
     method: 'download',
     path: guestPath,
     destination: hostPath,
-    rest: { timeoutMs, maxBytes, maxEntries },
+    rest: { maxBytes, maxEntries },
     signal,
   };
   return observeCall(guest, call, async () => {
@@ -61,7 +59,7 @@ export function downloadTree(
     );
     const input = new TreeInput(operation.output);
     const transfer = new Transfer('download', operation, guestPath, (error) => input.stop(error));
-    const value = await transfer.run(checked, async () => {
+    const value = await transfer.run(signal, async () => {
       const place = new TreePlace(host);
       try {
         return await new TreeUnpacker(input, place, checked).run();
@@ -102,19 +100,16 @@ class Transfer {
   }
 
   async run(
-    { timeoutMs, signal }: CheckedTransfer,
+    signal: AbortSignal | undefined,
     work: () => Promise<TransferSummary>,
   ): Promise<TransferSummary> {
-    const onAbort = (): void => this.#stop(new AbortError(signal?.reason));
+    const onAbort = (): void => {
+      if (signal !== undefined) this.#stop(limitError(signal));
+    };
     signal?.addEventListener('abort', onAbort, { once: true });
-    const timer =
-      timeoutMs === undefined
-        ? undefined
-        : setTimeout(() => this.#stop(this.#timeoutError(timeoutMs)), timeoutMs);
     try {
       return await this.#both(work);
     } finally {
-      clearTimeout(timer);
       signal?.removeEventListener('abort', onAbort);
     }
   }
@@ -151,12 +146,5 @@ class Transfer {
     const top = pathText(this.#guestPath);
     const full = path === null ? top : posix.join(top, path.toString());
     return failureOf({ method: this.#method, path: full }, errno);
-  }
-
-  #timeoutError(timeoutMs: number): VmError {
-    return new VmError({
-      code: 'ERR_VM_TIMEOUT',
-      message: `The ${this.#method} took longer than ${timeoutMs} ms`,
-    });
   }
 }

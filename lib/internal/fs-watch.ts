@@ -9,6 +9,7 @@ import type { Operation } from './agent-connection.js';
 import type { StreamSink } from './agent-streams.js';
 import { Deferred } from './deferred.js';
 import { type Observation, observe } from './diagnostics.js';
+import { limitError, releaseLimit } from './fs-limit.js';
 import type { CheckedWatch } from './fs-options.js';
 import { pathText } from './fs-paths.js';
 import { brokenReply, failureOf, textOrBytes } from './fs-request.js';
@@ -52,7 +53,8 @@ export class Watcher implements FileWatcher<string | Buffer>, StreamSink {
   readonly #closed = new Deferred<void>();
   readonly #onAbort = (): void => {
     this.#changes = [];
-    this.#stop(() => new AbortError(this.#signal?.reason));
+    const signal = this.#signal;
+    if (signal !== undefined) this.#stop(() => limitError(signal));
   };
   #operation: Operation | undefined;
   #waiting: Deferred<Result>[] = [];
@@ -167,6 +169,7 @@ export class Watcher implements FileWatcher<string | Buffer>, StreamSink {
     if (this.#end === undefined) this.#end = reason;
     this.#over = true;
     this.#signal?.removeEventListener('abort', this.#onAbort);
+    releaseLimit(this.#signal);
     const end = this.#end;
     if (end === null) this.#observation.succeed({ changes: this.#count });
     else this.#observation.fail(end());
