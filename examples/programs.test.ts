@@ -66,6 +66,23 @@ describe.runIf(backend !== 'none')('the example', () => {
     );
   });
 
+  test('streams.mjs', async () => {
+    const command = 'read name; echo "hello $name"';
+    expect(await run('streams.mjs')).toBe(
+      [
+        'read enough: true, and then it was SIGKILL',
+        'came back as it was: true',
+        'line 1',
+        'line 2',
+        'line 3',
+        'ERR_VM_TIMEOUT: SIGKILL',
+        `${command} ... hello parent`,
+        `${command} ... hello fork`,
+        '',
+      ].join('\n'),
+    );
+  });
+
   test('users.mjs', async () => {
     expect(await run('users.mjs')).toBe(
       [
