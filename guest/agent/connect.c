@@ -193,7 +193,7 @@ static void tcp_cancel(struct operation* operation, int error) {
   struct tcp* tcp = (struct tcp*)operation;
   if (tcp->closed) return;
   // The peer must not take for complete what lacks bytes.
-  const bool lacks = tcp->inlet.held_begin < tcp->inlet.held_end;
+  const bool lacks = backlog_length(&tcp->inlet.backlog) > 0;
   if (error == ECANCELED && !lacks) {
     finish(tcp, error);
   } else {

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -206,28 +205,20 @@ void inlet_open(struct inlet* inlet, struct operation* owner, int fd, uint32_t w
   inlet->granted = window;
 }
 
-// Held by all inlets together, in bytes. The limit keeps stalled readers from filling a guest's
-// memory with the input that they do not take.
-enum { HELD_LIMIT = 16 * 1024 * 1024, HELD_MINIMUM = 4096 };
-static size_t held_total;
-
 void inlet_close(struct inlet* inlet) {
   if (inlet->fd >= 0) loop_close(inlet->fd);
   inlet->fd = -1;
   inlet->watched = false;
-  free(inlet->held);
-  held_total -= inlet->held_size;
-  inlet->held = NULL;
-  inlet->held_begin = inlet->held_end = inlet->held_size = 0;
+  backlog_clear(&inlet->backlog);
 }
 
 bool inlet_is_done(const struct inlet* inlet) {
-  return inlet->end && inlet->held_begin == inlet->held_end;
+  return inlet->end && backlog_length(&inlet->backlog) == 0;
 }
 
 // Grants what has been written, in steps of half a window, so that grants are few.
 static void grant(struct inlet* inlet) {
-  const uint64_t written = inlet->received - (inlet->held_end - inlet->held_begin);
+  const uint64_t written = inlet->received - backlog_length(&inlet->backlog);
   const uint64_t limit = written + inlet->window;
   if (inlet->end || limit - inlet->granted < inlet->window / 2) return;
   if (connection_room() < CONNECTION_REPLY_ROOM) {
@@ -253,29 +244,10 @@ static int write_some(int fd, const uint8_t* bytes, size_t count, size_t* writte
   return 0;
 }
 
-static int reserve_held(struct inlet* inlet, size_t bytes) {
-  uint32_t size = inlet->held_size ? inlet->held_size : HELD_MINIMUM;
-  while (size < bytes) size *= 2;
-  if (size == inlet->held_size) return 0;
-  const uint32_t more = size - inlet->held_size;
-  uint8_t* held = more > HELD_LIMIT - held_total ? NULL : realloc(inlet->held, size);
-  if (!held) return ENOMEM;
-  held_total += more;
-  inlet->held = held;
-  inlet->held_size = size;
-  return 0;
-}
-
 // Keeps what the descriptor did not take: never more than a window.
 static int hold(struct inlet* inlet, const uint8_t* bytes, size_t count) {
-  const uint32_t length = inlet->held_end - inlet->held_begin;
-  const int error = reserve_held(inlet, length + count);
-  if (error != 0) return error;
-  if (inlet->held_begin > 0) memmove(inlet->held, inlet->held + inlet->held_begin, length);
-  memcpy(inlet->held + length, bytes, count);
-  inlet->held_begin = 0;
-  inlet->held_end = length + (uint32_t)count;
-  return inlet_watch(inlet);
+  const int error = backlog_add(&inlet->backlog, bytes, count);
+  return error != 0 ? error : inlet_watch(inlet);
 }
 
 int inlet_watch(struct inlet* inlet) {
@@ -295,7 +267,7 @@ static void close_when_done(struct inlet* inlet) {
 static int write_or_hold(struct inlet* inlet, const uint8_t* bytes, size_t count) {
   size_t written = 0;
   int error = 0;
-  if (inlet->held_begin == inlet->held_end) error = write_some(inlet->fd, bytes, count, &written);
+  if (backlog_length(&inlet->backlog) == 0) error = write_some(inlet->fd, bytes, count, &written);
   if (error == 0 && written < count) error = hold(inlet, bytes + written, count - written);
   if (error != 0) inlet_close(inlet);
   return error;
@@ -324,11 +296,11 @@ int inlet_input(struct inlet* inlet, uint64_t offset, const uint8_t* bytes, size
 
 int inlet_pump(struct inlet* inlet) {
   int error = 0;
-  if (inlet->fd >= 0 && inlet->held_begin < inlet->held_end) {
+  struct backlog* backlog = &inlet->backlog;
+  if (inlet->fd >= 0 && backlog_length(backlog) > 0) {
     size_t written;
-    const uint32_t length = inlet->held_end - inlet->held_begin;
-    error = write_some(inlet->fd, inlet->held + inlet->held_begin, length, &written);
-    inlet->held_begin += (uint32_t)written;
+    error = write_some(inlet->fd, backlog_first(backlog), backlog_length(backlog), &written);
+    backlog_take(backlog, written);
     if (error != 0) inlet_close(inlet);
   }
   close_when_done(inlet);

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "backlog.h"
 #include "loop.h"
 #include "operation.h"
 
@@ -58,17 +59,16 @@ void outlet_close(struct outlet* outlet);
 struct inlet {
   struct watch watch;
   struct operation* owner;
-  int fd;            /* -1: none, or done; bytes are dropped */
-  bool socket;       /* its end is told to the peer: others have the socket open as well */
-  bool watched;      /* in the loop */
-  bool end;          /* FK_END has come */
-  bool terminal;     /* its end is typed */
-  bool partial;      /* the last line has not been ended */
-  uint32_t window;   /* bytes that the host may be ahead */
-  uint64_t received; /* offset of the next byte from the host */
-  uint64_t granted;  /* what the host may send */
-  uint8_t* held;     /* what the descriptor did not take: [held_begin, held_end) */
-  uint32_t held_begin, held_end, held_size;
+  int fd;                 /* -1: none, or done; bytes are dropped */
+  bool socket;            /* its end is told to the peer: others have the socket open as well */
+  bool watched;           /* in the loop */
+  bool end;               /* FK_END has come */
+  bool terminal;          /* its end is typed */
+  bool partial;           /* the last line has not been ended */
+  uint32_t window;        /* bytes that the host may be ahead */
+  uint64_t received;      /* offset of the next byte from the host */
+  uint64_t granted;       /* what the host may send */
+  struct backlog backlog; /* what the descriptor did not take */
 };
 
 void inlet_open(struct inlet* inlet, struct operation* owner, int fd, uint32_t window);

@@ -2,9 +2,9 @@
 
 #include <errno.h>
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "backlog.h"
 #include "connection.h"
 #include "files.h"
 #include "operation.h"
@@ -14,8 +14,6 @@
 enum {
   // What the host may be ahead, in bytes; what has not been looked at waits here.
   WINDOW = 512 * 1024,
-  // What waits of all trees together, as for the input of commands.
-  HELD_LIMIT = 16 * 1024 * 1024,
   // Made in one turn: an entry takes the guest's kernel some ten thousand instructions.
   ENTRIES_PER_TURN = 8,
   BYTES_PER_TURN = 64 * 1024,
@@ -24,17 +22,13 @@ enum {
 };
 _Static_assert(WINDOW >= FK_INPUT_WINDOW, "what may follow the request at once");
 
-static size_t held_total;
-
 struct unpack_operation {
   struct operation operation;
   struct place place;
   bool begun, complete; /* the first entry, END has been read */
   bool end;             /* FK_END has come */
   uint64_t received, granted;
-  /* Not looked at yet: [held_begin, held_end). */
-  uint8_t* held;
-  uint32_t held_begin, held_end, held_size;
+  struct backlog backlog; /* not looked at yet */
   /* Of the file that is being written: its size, the end of its last run, and
      what is to come of that. */
   uint64_t size, at;
@@ -50,23 +44,16 @@ static void finish_unpack(struct unpack_operation* unpack, int error, bool named
     connection_reply(unpack->operation.id, error);
   }
   place_close(&unpack->place);
-  free(unpack->held);
-  held_total -= unpack->held_size;
-  unpack->held = NULL;
-  unpack->held_size = unpack->held_begin = unpack->held_end = 0;
+  backlog_clear(&unpack->backlog);
   operation_finish(&unpack->operation);
 }
 
 // Besides 0 and errno: more input is needed.
 enum { MORE = -1 };
 
-static size_t held(const struct unpack_operation* unpack) {
-  return unpack->held_end - unpack->held_begin;
-}
-
 static const uint8_t* take(struct unpack_operation* unpack, size_t bytes) {
-  const uint8_t* at = unpack->held + unpack->held_begin;
-  unpack->held_begin += (uint32_t)bytes;
+  const uint8_t* at = backlog_first(&unpack->backlog);
+  backlog_take(&unpack->backlog, bytes);
   return at;
 }
 
@@ -130,11 +117,12 @@ static int place_entry(struct unpack_operation* unpack, const struct fk_tree_ent
 
 static int read_entry(struct unpack_operation* unpack) {
   struct fk_tree_entry entry;
-  if (held(unpack) < sizeof(entry)) return MORE;
-  memcpy(&entry, unpack->held + unpack->held_begin, sizeof(entry));
+  const size_t waiting = backlog_length(&unpack->backlog);
+  if (waiting < sizeof(entry)) return MORE;
+  memcpy(&entry, backlog_first(&unpack->backlog), sizeof(entry));
   if (!makes_sense(unpack, &entry)) return EPROTO;
   const size_t target_bytes = entry.type == FK_TREE_SYMLINK ? (size_t)entry.size : 0;
-  if (held(unpack) < sizeof(entry) + entry.name_bytes + target_bytes) return MORE;
+  if (waiting < sizeof(entry) + entry.name_bytes + target_bytes) return MORE;
   take(unpack, sizeof(entry));
   const uint8_t* name = take(unpack, entry.name_bytes);
   const uint8_t* target = take(unpack, target_bytes);
@@ -150,7 +138,7 @@ static int read_entry(struct unpack_operation* unpack) {
 
 static int read_run(struct unpack_operation* unpack) {
   struct fk_tree_run run;
-  if (held(unpack) < sizeof(run)) return MORE;
+  if (backlog_length(&unpack->backlog) < sizeof(run)) return MORE;
   memcpy(&run, take(unpack, sizeof(run)), sizeof(run));
   if (run.zero != 0 || run.offset < unpack->at || run.offset > unpack->size) return EPROTO;
   if (run.bytes > unpack->size - run.offset) return EPROTO;
@@ -160,7 +148,7 @@ static int read_run(struct unpack_operation* unpack) {
 }
 
 static int read_bytes(struct unpack_operation* unpack) {
-  size_t count = held(unpack);
+  size_t count = backlog_length(&unpack->backlog);
   if (count > unpack->run_left) count = unpack->run_left;
   if (count > BYTES_PER_TURN) count = BYTES_PER_TURN;
   // Up to the end of a page, which would be looked up again for the rest of it.
@@ -177,14 +165,14 @@ static int read_bytes(struct unpack_operation* unpack) {
 }
 
 static int read_next(struct unpack_operation* unpack) {
-  if (unpack->complete) return held(unpack) > 0 ? EPROTO : MORE;
+  if (unpack->complete) return backlog_length(&unpack->backlog) > 0 ? EPROTO : MORE;
   if (unpack->place.file < 0) return read_entry(unpack);
   return unpack->run_left > 0 ? read_bytes(unpack) : read_run(unpack);
 }
 
 // Grants what has been looked at, in steps of half a window, so that grants are few.
 static void grant(struct unpack_operation* unpack) {
-  const uint64_t limit = unpack->received - held(unpack) + WINDOW;
+  const uint64_t limit = unpack->received - backlog_length(&unpack->backlog) + WINDOW;
   if (unpack->end || limit - unpack->granted < WINDOW / 2) return;
   unpack->granted = limit;
   const struct fk_header header = {
@@ -194,10 +182,11 @@ static void grant(struct unpack_operation* unpack) {
 
 static void unpack_run(struct operation* operation) {
   struct unpack_operation* unpack = (struct unpack_operation*)operation;
-  const uint32_t begin = unpack->held_begin;
+  const size_t before = backlog_length(&unpack->backlog);
   int entries = 0;
   int state = 0;
-  while (state == 0 && entries < ENTRIES_PER_TURN && unpack->held_begin - begin < BYTES_PER_TURN) {
+  while (state == 0 && entries < ENTRIES_PER_TURN &&
+         before - backlog_length(&unpack->backlog) < BYTES_PER_TURN) {
     state = read_next(unpack);
     if (unpack->place.file < 0) entries++;
   }
@@ -211,29 +200,6 @@ static void unpack_run(struct operation* operation) {
   }
 }
 
-// Keeps input until its turn. Returns 0 or ENOMEM.
-static int hold(struct unpack_operation* unpack, const uint8_t* bytes, size_t count) {
-  const uint32_t length = (uint32_t)held(unpack);
-  if (unpack->held_begin > 0) {
-    memmove(unpack->held, unpack->held + unpack->held_begin, length);
-    unpack->held_begin = 0;
-    unpack->held_end = length;
-  }
-  uint32_t size = unpack->held_size ? unpack->held_size : FK_INPUT_WINDOW;
-  while (size < length + count) size *= 2;
-  if (size != unpack->held_size) {
-    const uint32_t more = size - unpack->held_size;
-    uint8_t* larger = more > HELD_LIMIT - held_total ? NULL : realloc(unpack->held, size);
-    if (!larger) return ENOMEM;
-    held_total += more;
-    unpack->held = larger;
-    unpack->held_size = size;
-  }
-  memcpy(unpack->held + length, bytes, count);
-  unpack->held_end = length + (uint32_t)count;
-  return 0;
-}
-
 static void unpack_input(struct operation* operation, uint64_t offset, const uint8_t* bytes,
                          size_t count, bool end) {
   struct unpack_operation* unpack = (struct unpack_operation*)operation;
@@ -242,7 +208,7 @@ static void unpack_input(struct operation* operation, uint64_t offset, const uin
       end != (count == 0)) {
     error = EPROTO;
   }
-  if (error == 0 && count > 0) error = hold(unpack, bytes, count);
+  if (error == 0 && count > 0) error = backlog_add(&unpack->backlog, bytes, count);
   if (error != 0) {
     finish_unpack(unpack, error, false);
     return;
