@@ -1,7 +1,6 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { readdirSync, readlinkSync } from 'node:fs';
-import type { Duplex } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { describe, expect, test } from 'vitest';
@@ -9,21 +8,10 @@ import { describe, expect, test } from 'vitest';
 import { compileGuestProgram } from '../helpers/guest-programs.js';
 import { hasKvm } from '../helpers/has-kvm.js';
 import { sharedSnapshot } from '../helpers/shared-snapshot.js';
+import { buffer, text } from '../helpers/tcp-servers.js';
 
 const PORT = 7000;
 const WEB_PORT = 8080;
-
-/** What comes until the end. A loop over the stream would close the other direction as well. */
-async function buffer(stream: Duplex): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  stream.on('data', (chunk: Buffer) => chunks.push(chunk));
-  await once(stream, 'end');
-  return Buffer.concat(chunks);
-}
-
-async function text(stream: Duplex): Promise<string> {
-  return (await buffer(stream)).toString();
-}
 
 /** Sockets of this process. */
 function socketCount(): number {

@@ -1,11 +1,11 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync } from 'node:fs';
-import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
+import { createServer, type Socket } from 'node:net';
 import { constants } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
 
-import { afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { beforeAll, describe, expect, test } from 'vitest';
 
 import {
   Cancel,
@@ -24,11 +24,12 @@ import {
 } from '../../lib/internal/protocol.js';
 import { type HostAgent, type TestOperation, WIDE_OPEN } from '../helpers/host-agent.js';
 import { sharedAgent } from '../helpers/shared-agent.js';
+import { tcpServers } from '../helpers/tcp-servers.js';
 
 const { ECANCELED, ECONNREFUSED, ECONNRESET, EPIPE, EPROTO } = constants.errno;
 
 let agent: HostAgent;
-const servers: Server[] = [];
+const servers = tcpServers();
 
 sharedAgent((made) => {
   agent = made;
@@ -38,34 +39,6 @@ beforeAll(async () => {
   // By then the agent has all the descriptors that it keeps.
   await agent.sh('true');
 });
-
-afterEach(() => {
-  for (const server of servers.splice(0)) server.close();
-});
-
-/** A server of the "guest"; resolves with its port. */
-async function listen(
-  onConnection: (socket: Socket) => void = () => {},
-  host = '127.0.0.1',
-): Promise<number> {
-  const server = createServer({ allowHalfOpen: true }, (socket) => {
-    socket.on('error', () => {});
-    onConnection(socket);
-  });
-  servers.push(server);
-  server.listen(0, host);
-  await once(server, 'listening');
-  return (server.address() as AddressInfo).port;
-}
-
-/** A port that nobody listens at. */
-async function freePort(): Promise<number> {
-  const port = await listen();
-  const server = servers.pop();
-  server?.close();
-  if (server) await once(server, 'close');
-  return port;
-}
 
 function connect(port: number, outputLimit = WIDE_OPEN): TestOperation {
   return agent.start((id) => encodeConnect(id, port, outputLimit), INPUT_WINDOW_BYTES);
@@ -85,7 +58,7 @@ async function pair(outputLimit?: number): Promise<{ operation: TestOperation; s
   const accepted = new Promise<Socket>((resolve) => {
     take = resolve;
   });
-  const operation = connect(await listen(take), outputLimit);
+  const operation = connect(await servers.listen(take), outputLimit);
   await operation.until(isConnected);
   return { operation, socket: await accepted };
 }
@@ -113,7 +86,7 @@ describe('connecting', () => {
   });
 
   test('goes to ::1 where 127.0.0.1 refuses', async () => {
-    const port = await listen((socket) => socket.end('six'), '::1');
+    const port = await servers.listen((socket) => socket.end('six'), '::1');
 
     const operation = connect(port);
     await operation.until(hasEnded);
@@ -125,7 +98,7 @@ describe('connecting', () => {
   test('is refused where nobody listens', async () => {
     const before = descriptorCount();
 
-    const reply = await connect(await freePort()).done;
+    const reply = await connect(await servers.freePort()).done;
 
     expect(reply.errno).toBe(ECONNREFUSED);
     expect(descriptorCount()).toBe(before);
@@ -147,7 +120,7 @@ describe('connecting', () => {
 
   test('many at once, more than descriptors were allowed at first', async () => {
     const before = descriptorCount();
-    const port = await listen((socket) => socket.end('x'));
+    const port = await servers.listen((socket) => socket.end('x'));
     const operations = Array.from({ length: 700 }, () => connect(port));
 
     await Promise.all(operations.map((operation) => operation.until(hasEnded)));
@@ -365,7 +338,7 @@ describe('waiting for a port', () => {
     'sees a listener at %s, which sees nothing',
     async (host) => {
       let connections = 0;
-      const port = await listen(() => connections++, host);
+      const port = await servers.listen(() => connections++, host);
 
       expect((await wait(port).done).errno).toBe(0);
       expect(connections).toBe(0);
@@ -373,7 +346,7 @@ describe('waiting for a port', () => {
   );
 
   test('does not take a listener elsewhere, or a client, for one', async () => {
-    const elsewhere = await listen(() => {}, '127.0.0.2');
+    const elsewhere = await servers.listen(() => {}, '127.0.0.2');
     const { socket } = await pair();
     const client = socket.remotePort as number;
     const waits = [wait(elsewhere, 1), wait(client, 1)];
@@ -386,20 +359,20 @@ describe('waiting for a port', () => {
   });
 
   test('ends when something begins to listen, for everybody who waits', async () => {
-    const port = await freePort();
+    const port = await servers.freePort();
     const waits = [wait(port, 5), wait(port, 30), wait(port)];
     await delay(30);
     expect(waits.some(({ messages }) => messages.length > 0)).toBe(false);
 
     const server = createServer().listen(port, '127.0.0.1');
-    servers.push(server);
+    servers.add(server);
 
     for (const { done } of waits) expect((await done).errno).toBe(0);
   });
 
   test('costs nothing when nobody waits any more', async () => {
     const before = descriptorCount();
-    const operation = wait(await freePort(), 1);
+    const operation = wait(await servers.freePort(), 1);
     await delay(20);
 
     agent.send(encodeCancel(operation.id));

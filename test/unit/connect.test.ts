@@ -1,6 +1,6 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
+import { createServer, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -8,40 +8,20 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 
 import { AgentGuest } from '../helpers/agent-guest.js';
+import { buffer, tcpServers, text } from '../helpers/tcp-servers.js';
 
 // Connections as callers have them, to the real agent: its "guest" is this machine.
 
 let guest: AgentGuest;
-const servers: Server[] = [];
+const servers = tcpServers();
 
 beforeEach(async () => {
   guest = await AgentGuest.start();
 });
 
 afterEach(async () => {
-  for (const server of servers.splice(0)) server.close();
   await guest.stop();
 });
-
-async function listen(onConnection: (socket: Socket) => void = () => {}): Promise<number> {
-  const server = createServer({ allowHalfOpen: true }, (socket) => {
-    socket.on('error', () => {});
-    onConnection(socket);
-  });
-  servers.push(server);
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  return (server.address() as AddressInfo).port;
-}
-
-/** A port that nobody listens at. */
-async function freePort(): Promise<number> {
-  const port = await listen();
-  const server = servers.pop();
-  server?.close();
-  if (server) await once(server, 'close');
-  return port;
-}
 
 /** Both ends of a connection. */
 async function pair(
@@ -51,20 +31,8 @@ async function pair(
   const accepted = new Promise<Socket>((resolve) => {
     take = resolve;
   });
-  const client = await guest.connect(await listen(take), options);
+  const client = await guest.connect(await servers.listen(take), options);
   return { client, server: await accepted };
-}
-
-/** What comes until the end. A loop over the stream would close the other direction as well. */
-async function buffer(stream: Duplex): Promise<Buffer> {
-  const chunks: Buffer[] = [];
-  stream.on('data', (chunk: Buffer) => chunks.push(chunk));
-  await once(stream, 'end');
-  return Buffer.concat(chunks);
-}
-
-async function text(stream: Duplex): Promise<string> {
-  return (await buffer(stream)).toString();
 }
 
 /** Resolves when nothing of the guest is under way any more. */
@@ -86,7 +54,7 @@ describe('a connection', () => {
   });
 
   test('has what the guest said before anybody could listen', async () => {
-    const port = await listen((socket) => socket.end('greeting'));
+    const port = await servers.listen((socket) => socket.end('greeting'));
 
     const client = await guest.connect(port);
 
@@ -108,7 +76,7 @@ describe('a connection', () => {
   });
 
   test('is refused as by node:net', async () => {
-    const port = await freePort();
+    const port = await servers.freePort();
 
     await expect(guest.connect(port)).rejects.toMatchObject({
       message: `connect ECONNREFUSED 127.0.0.1:${port}`,
@@ -301,7 +269,7 @@ describe('deadlines', () => {
   });
 
   test('connecting to an agent that hangs ends with the deadline, or with the signal', async () => {
-    const port = await listen();
+    const port = await servers.listen();
     guest.signal('SIGSTOP');
 
     const timed = guest.connect(port, { timeoutMs: 50 });
@@ -327,11 +295,11 @@ describe('deadlines', () => {
 
 describe('waiting for a port', () => {
   test('resolves when something listens, which sees no connection', async () => {
-    const port = await freePort();
+    const port = await servers.freePort();
     const waiting = guest.waitForPort(port, { intervalMs: 10 });
     let connections = 0;
     const server = createServer(() => connections++);
-    servers.push(server);
+    servers.add(server);
     await delay(50);
 
     server.listen(port, '127.0.0.1');
@@ -342,7 +310,7 @@ describe('waiting for a port', () => {
   });
 
   test('ends with its deadline, or its signal', async () => {
-    const port = await freePort();
+    const port = await servers.freePort();
 
     const timed = guest.waitForPort(port, { timeoutMs: 50 });
     const aborted = guest.waitForPort(port, { signal: AbortSignal.timeout(50) });
@@ -356,7 +324,7 @@ describe('waiting for a port', () => {
 test('when the VM ends, connections and waits end with its error', async () => {
   const { client, server } = await pair();
   const failed = once(client, 'error');
-  const waiting = guest.waitForPort(await freePort()).catch((error: Error) => error);
+  const waiting = guest.waitForPort(await servers.freePort()).catch((error: Error) => error);
   server.on('data', () => {});
   const reason = new Error('the VM is gone');
 

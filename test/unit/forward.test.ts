@@ -1,11 +1,5 @@
 import { once } from 'node:events';
-import {
-  type AddressInfo,
-  createConnection,
-  createServer,
-  type Server,
-  type Socket,
-} from 'node:net';
+import { createConnection, type Socket } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
 
@@ -14,41 +8,28 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { checkForward } from '../../lib/internal/connect-options.js';
 import type { PortForward } from '../../lib/port-forward.js';
 import { AgentGuest } from '../helpers/agent-guest.js';
+import { tcpServers } from '../helpers/tcp-servers.js';
 
 // Forwards to the real agent: its "guest" is this machine, but the bytes go through the agent.
 
 let guest: AgentGuest;
 let vmExits: () => void;
 let exited: Promise<void>;
-let servers: Server[];
 let forwards: PortForward[];
+const servers = tcpServers();
 
 beforeEach(async () => {
   guest = await AgentGuest.start();
   exited = new Promise((resolve) => {
     vmExits = resolve;
   });
-  servers = [];
   forwards = [];
 });
 
 afterEach(async () => {
   for (const forward of forwards) await forward.close();
-  for (const server of servers) server.close();
   await guest.stop();
 });
-
-/** A server of the "guest"; resolves with its port. */
-async function listen(onConnection: (socket: Socket) => void): Promise<number> {
-  const server = createServer({ allowHalfOpen: true }, (socket) => {
-    socket.on('error', () => {});
-    onConnection(socket);
-  });
-  servers.push(server);
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  return (server.address() as AddressInfo).port;
-}
 
 async function forward(guestPort: number): Promise<PortForward> {
   const made = await guest.forward({ guestPort }, exited);
@@ -71,7 +52,9 @@ async function failure(socket: Socket): Promise<string | undefined> {
 
 describe('a forward', () => {
   test('carries many connections at once, and their ends both ways', async () => {
-    const { host, port, guestPort } = await forward(await listen((socket) => socket.pipe(socket)));
+    const { host, port, guestPort } = await forward(
+      await servers.listen((socket) => socket.pipe(socket)),
+    );
     const clients = Array.from({ length: 20 }, () => createConnection({ host, port }));
     for (const [index, client] of clients.entries()) client.end(`hello ${index}`);
 
@@ -84,7 +67,7 @@ describe('a forward', () => {
 
   test('lets the guest answer after the client has ended', async () => {
     const made = await forward(
-      await listen((socket) => {
+      await servers.listen((socket) => {
         socket.resume();
         socket.on('end', () => socket.end('after the end'));
       }),
@@ -96,10 +79,8 @@ describe('a forward', () => {
   });
 
   test('resets a client that the guest refuses, and one that it resets', async () => {
-    const refused = await listen(() => {});
-    const [server] = servers.splice(0);
-    server?.close();
-    const resetting = await listen((socket) => {
+    const refused = await servers.freePort();
+    const resetting = await servers.listen((socket) => {
       socket.once('data', () => socket.resetAndDestroy());
     });
 
@@ -116,7 +97,7 @@ describe('a forward', () => {
     const accepted = new Promise<Socket>((resolve) => {
       take = resolve;
     });
-    const client = dial(await forward(await listen(take)));
+    const client = dial(await forward(await servers.listen(take)));
     client.write('some');
     const socket = await accepted;
     // libuv takes a reset right behind data for an end.
@@ -130,7 +111,7 @@ describe('a forward', () => {
   });
 
   test('closes more than once, with its connections', async () => {
-    const made = await forward(await listen(() => {}));
+    const made = await forward(await servers.listen(() => {}));
     const client = dial(made);
     await once(client, 'connect');
     const failed = failure(client);
@@ -143,7 +124,7 @@ describe('a forward', () => {
   });
 
   test('closes with the VM', async () => {
-    const made = await forward(await listen(() => {}));
+    const made = await forward(await servers.listen(() => {}));
 
     vmExits();
     while ((await failure(dial(made))) !== 'ECONNREFUSED') await delay(5);
@@ -167,7 +148,7 @@ describe('a forward', () => {
     const accepted = new Promise<Socket>((resolve) => {
       take = resolve;
     });
-    const client = dial(await forward(await listen(take)));
+    const client = dial(await forward(await servers.listen(take)));
     const bytes = Buffer.alloc(30_000_000);
     client.resume().end(bytes);
     const socket = await accepted;
