@@ -9,8 +9,8 @@ import { hasKvm } from '../helpers/has-kvm.js';
 import { patience } from '../helpers/patience.js';
 import { sharedVm } from '../helpers/shared-vm.js';
 
-/** What goes through each stream; a gibibyte takes minutes where a guest is emulated in any way. */
-const LARGE_BYTES = Number(process.env['FORKLET_TEST_LARGE_MIB'] ?? '32') * MiB;
+/** What goes through each stream: a gibibyte takes minutes where a guest is emulated in any way. */
+const LARGE_BYTES = Number(process.env['FORKLET_TEST_LARGE_MIB'] ?? '8') * MiB;
 
 /** More than the windows and buffers on the way hold together, and far less than all of it. */
 const ON_THE_WAY_BYTES = MiB;
@@ -77,10 +77,13 @@ describe.runIf(hasKvm)('commands of a VM', () => {
         })();
         const stdin = Readable.from(blocks, { objectMode: false, highWaterMark: block.length });
 
-        const summing = shared.vm.exec('sleep 1; md5sum', { stdin });
+        const summing = shared.vm.exec('until [ -e /tmp/awake ]; do sleep 0.1; done; md5sum', {
+          stdin,
+        });
         await summing.started;
         await delay(patience(500));
         const takenAsleep = taken;
+        await shared.vm.fs.writeFile('/tmp/awake', '');
         const { stdout } = await summing;
 
         expect(takenAsleep).toBeLessThan(ON_THE_WAY_BYTES);
