@@ -200,6 +200,8 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   Status WaitParked(std::unique_lock<std::mutex>& lock, Deadline deadline);
   // Lets the guest take an interrupt that is pending, and come back.
   Status ParkAgain(ParkPlace place);
+  // Takes back what that has told the agent.
+  void StopParkingAgain();
   // Has the devices finish what the guest gave them, and leaves them still.
   DevicesState QuiesceDevices();
   void ResumeDevices();

@@ -36,6 +36,7 @@ void Vm::EndFreeze(const std::function<void()>& announce) {
     const bool yield =
         (freezer_->place == ParkPlace::kProgram && !freezer_->stood) || yield_due_.load();
     freezer_.reset();
+    StopParkingAgain();
     ResumeDevices();
     released = RemoveHold(Hold::kFreezing);
     if (yield && released.ok()) released = YieldLocked();
@@ -147,6 +148,14 @@ Status Vm::ParkAgain(ParkPlace place) {
   }
   TRY(RemoveHold(Hold::kStanding));
   return RemoveHold(Hold::kFreezing);
+}
+
+// A freeze that is given up between two parks must not leave the agent going back to
+// its park for ever. Written only then: the page may be the snapshot's.
+void Vm::StopParkingAgain() {
+  uint32_t flags = 0;
+  CHECK(memory_.ReadObject(kMailboxFlags, flags));
+  if (flags != 0) CHECK(memory_.WriteObject(kMailboxFlags, uint32_t{0}));
 }
 
 void Vm::CancelFreeze() {
