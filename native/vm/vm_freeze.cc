@@ -11,8 +11,8 @@ namespace forklet {
 
 namespace {
 
-// Times that a guest is sent to park anew because an interrupt came in between.
-// A guest that is never quiet is frozen with its interrupt after that.
+// Times that a guest is sent to park anew because an interrupt came in between, or is
+// about to. A guest that is never quiet is frozen with its interrupt after that.
 constexpr int kMaxParks = 64;
 
 constexpr std::chrono::microseconds kPauseBetweenParks{200};
@@ -81,15 +81,15 @@ Result<std::shared_ptr<const VmState>> Vm::Freeze(Deadline deadline, uint64_t& p
     CHECK(memory_.WriteObject(kMailboxFlags, uint32_t{0}));
     state->devices = QuiesceDevices();
     ASSIGN_OR_RETURN(CpuState cpu, SaveCpu(vcpus_[state->parked_vcpu]->fd(), *host_));
-    const bool quiet = !HasPendingInterrupt(cpu) &&
+    const bool quiet = !HasPendingInterrupt(cpu) && !HasTimerDue(cpu, *host_) &&
                        state->devices.vsock_transport.interrupt_status == 0 &&
                        state->devices.rng_transport.interrupt_status == 0;
     ASSIGN_OR_RETURN(const bool idle, OthersOutsideKernel(state->parked_vcpu));
     if (idle && (quiet || parks >= kMaxParks)) break;
     ResumeDevices();
     TRY(ParkAgain(state->place));
-    // Time for the others to get out of what they are at.
-    if (!idle) std::this_thread::sleep_for(kPauseBetweenParks);
+    // Time for the others to get out of what they are at, and for a timer to expire.
+    if (!idle || !quiet) std::this_thread::sleep_for(kPauseBetweenParks);
   }
   state->memory_bytes = memory_.bytes();
   state->cpuid = cpuid_;

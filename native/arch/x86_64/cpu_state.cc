@@ -117,4 +117,12 @@ bool HasPendingInterrupt(const CpuState& state) {
   return false;
 }
 
+bool HasTimerDue(const CpuState& state, const HostProfile& host) {
+  // A few times what a parked program takes for an answer, and less than a tick.
+  constexpr int64_t kSoonMs = 2;
+  if (!host.tsc_deadline || state.tsc_deadline == 0) return false;
+  const auto ahead = static_cast<int64_t>(state.tsc_deadline - state.tsc);
+  return ahead < kSoonMs * host.tsc_khz;
+}
+
 }  // namespace forklet

@@ -50,4 +50,9 @@ Status RestoreIrqchip(const VmFd& vm, const IrqchipState& state);
 // be the first thing that a fork does.
 bool HasPendingInterrupt(const CpuState& state);
 
+// Whether its timer expires so soon that each fork would be interrupted by it in the
+// midst of its first work. Also true where the state may lack an interrupt that came
+// while it was being read.
+bool HasTimerDue(const CpuState& state, const HostProfile& host);
+
 }  // namespace forklet
