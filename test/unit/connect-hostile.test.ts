@@ -3,17 +3,12 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { beforeEach, describe, expect, test } from 'vitest';
 
-import { AgentConnection } from '../../lib/internal/agent-connection.js';
+import type { AgentConnection } from '../../lib/internal/agent-connection.js';
 import { connect, waitForPort } from '../../lib/internal/connect.js';
 import type { Guest } from '../../lib/internal/guest.js';
-import {
-  encodeFrame,
-  type Frame,
-  FrameDecoder,
-  FrameType,
-  Stream,
-} from '../../lib/internal/protocol.js';
+import { encodeFrame, type Frame, FrameType, Stream } from '../../lib/internal/protocol.js';
 import { CountingHold, testGuest } from '../helpers/agent-guest.js';
+import { scriptedAgent } from '../helpers/scripted-agent.js';
 
 // A guest whose agent answers whatever a test wants.
 
@@ -26,20 +21,8 @@ let hold: CountingHold;
 let answer: (id: number) => Buffer[];
 
 beforeEach(() => {
-  const decoder = new FrameDecoder();
   hold = new CountingHold();
-  agent = new AgentConnection(
-    {
-      send: (data) => {
-        agent.sent(data.length);
-        for (const frame of decoder.push(Buffer.from(data))) receive(frame);
-      },
-      consume: () => {},
-      disconnect: () => {},
-    },
-    hold,
-  );
-  agent.receive(encodeFrame({ type: FrameType.hello, value: 1 }));
+  agent = scriptedAgent(receive, hold);
   guest = testGuest('vm-test', agent, {}, {});
 });
 

@@ -3,17 +3,17 @@ import { once } from 'node:events';
 import { beforeEach, describe, expect, test } from 'vitest';
 
 import { GuestFs } from '../../lib/guest-fs.js';
-import { AgentConnection } from '../../lib/internal/agent-connection.js';
+import type { AgentConnection } from '../../lib/internal/agent-connection.js';
 import {
   encodeFrame,
   encodeRecord,
   type Frame,
-  FrameDecoder,
   FrameType,
   Stream,
   Tag,
 } from '../../lib/internal/protocol.js';
-import { CountingHold, testGuest } from '../helpers/agent-guest.js';
+import { testGuest } from '../helpers/agent-guest.js';
+import { scriptedAgent } from '../helpers/scripted-agent.js';
 
 // A guest whose agent answers whatever a test wants.
 
@@ -27,19 +27,7 @@ let answer: (id: number) => Buffer[];
 
 beforeEach(() => {
   requests = [];
-  const decoder = new FrameDecoder();
-  agent = new AgentConnection(
-    {
-      send: (data) => {
-        agent.sent(data.length);
-        for (const frame of decoder.push(Buffer.from(data))) receive(frame);
-      },
-      consume: () => {},
-      disconnect: () => {},
-    },
-    new CountingHold(),
-  );
-  agent.receive(encodeFrame({ type: FrameType.hello, value: 1 }));
+  agent = scriptedAgent(receive);
   fs = new GuestFs(testGuest('vm-test', agent, {}, {}));
 });
 

@@ -5,17 +5,11 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 
 import { GuestFs } from '../../lib/guest-fs.js';
-import { AgentConnection } from '../../lib/internal/agent-connection.js';
-import {
-  encodeFrame,
-  FrameDecoder,
-  FrameType,
-  MAX_PAYLOAD_BYTES,
-  Stream,
-} from '../../lib/internal/protocol.js';
-import { CountingHold, testGuest } from '../helpers/agent-guest.js';
+import { encodeFrame, FrameType, MAX_PAYLOAD_BYTES, Stream } from '../../lib/internal/protocol.js';
+import { testGuest } from '../helpers/agent-guest.js';
 import { Canary } from '../helpers/canary.js';
 import { Random } from '../helpers/random.js';
+import { scriptedAgent } from '../helpers/scripted-agent.js';
 import * as trees from '../helpers/tree-streams.js';
 import { directory, end, file, leave, link, run, symlink, tree } from '../helpers/tree-streams.js';
 
@@ -40,7 +34,6 @@ afterEach(() => {
 
 /** The files of a guest that answers every request with these bytes. */
 function guestWith(stream: Buffer, errno = 0, frameBytes = MAX_PAYLOAD_BYTES): GuestFs {
-  const decoder = new FrameDecoder();
   const live = new Set<number>();
   const finish = (id: number, value: number): Buffer[] =>
     live.delete(id) ? [encodeFrame({ type: FrameType.reply, id, value })] : [];
@@ -49,25 +42,14 @@ function guestWith(stream: Buffer, errno = 0, frameBytes = MAX_PAYLOAD_BYTES): G
       for (const frame of frames()) agent.receive(frame);
     });
   };
-  const agent: AgentConnection = new AgentConnection(
-    {
-      send: (data) => {
-        agent.sent(data.length);
-        for (const { type, id } of decoder.push(Buffer.from(data))) {
-          if (type === FrameType.file) {
-            live.add(id);
-            say(() => [...framesOf(id, stream, frameBytes), ...finish(id, errno)]);
-          } else if (type === FrameType.cancel) {
-            say(() => finish(id, ECANCELED));
-          }
-        }
-      },
-      consume: () => {},
-      disconnect: () => {},
-    },
-    new CountingHold(),
-  );
-  agent.receive(encodeFrame({ type: FrameType.hello, value: 1 }));
+  const agent = scriptedAgent(({ type, id }) => {
+    if (type === FrameType.file) {
+      live.add(id);
+      say(() => [...framesOf(id, stream, frameBytes), ...finish(id, errno)]);
+    } else if (type === FrameType.cancel) {
+      say(() => finish(id, ECANCELED));
+    }
+  });
   return new GuestFs(testGuest('vm-test', agent, {}, {}));
 }
 
