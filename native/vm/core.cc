@@ -145,8 +145,7 @@ void Core::ResumeVm(RequestId request, VmId vm) {
 }
 
 void Core::EnterVm(VmId vm) {
-  // A failure ends the VM, which says so.
-  if (Vm* running = Running(vm)) static_cast<void>(running->Enter());
+  if (Vm* running = Running(vm)) running->EnterOrEnd();
 }
 
 void Core::CallProgram(RequestId request, VmId vm, Bytes input, uint64_t max_bytes) {

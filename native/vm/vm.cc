@@ -250,6 +250,10 @@ void Vm::End(ExitReason reason, std::string detail) {
   });
 }
 
+void Vm::EndOnFailure(const Status& status) {
+  if (!status.ok()) End(ExitReason::kHostError, status.error().Message());
+}
+
 void Vm::OnDoorbellEvent(DoorbellEvent event) {
   switch (event) {
     case DoorbellEvent::kPowerOff:

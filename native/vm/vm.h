@@ -76,6 +76,8 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   // Lets the vCPUs enter the guest for the first time since boot or restore:
   // guest time starts now. Nothing when they have.
   Status Enter();
+  // The same for a VM that has its owner: a failure ends it, which says so.
+  void EnterOrEnd();
   // Stops all vCPUs where they are, until Resume; false when they do not stand
   // still in time. Not on a thread of this VM.
   [[nodiscard]] bool Pause(Deadline deadline);
@@ -173,7 +175,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
                                                          uint32_t count);
   // Wires the devices to KVM's VM. While nobody uses them.
   Status WireDevices(const VmFd& machine);
-  // Registers the devices with the device thread, on which it is called.
+  // Registers the devices with the device thread.
   Status ConnectDevices();
   // Has the device thread end the VM when the file behind its memory fails.
   Status WatchMemory();
@@ -232,8 +234,10 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   // A fresh identity at this moment, at which the guest's TSC has that value.
   GuestIdentity NewIdentity(uint64_t generation, uint64_t tsc) const;
 
-  // Ends the VM: the first reason counts.
+  // Ends the VM: the first reason counts. Not under park_mutex_, like the one below.
   void End(ExitReason reason, std::string detail);
+  // Ends it if the host has failed at something that the guest cannot go on without.
+  void EndOnFailure(const Status& status);
   void OnPower(PowerEvent event);
 
   void OnDoorbellEvent(DoorbellEvent event) override;

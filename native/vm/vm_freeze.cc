@@ -41,11 +41,11 @@ void Vm::EndFreeze(const std::function<void()>& announce) {
     released = RemoveHold(Hold::kFreezing);
     if (yield && released.ok()) released = YieldLocked();
   }
-  if (!released.ok()) End(ExitReason::kHostError, released.error().Message());
+  EndOnFailure(released);
 }
 
 Status Vm::BeginFreeze(ParkPlace place) {
-  std::lock_guard lock(park_mutex_);
+  std::unique_lock lock(park_mutex_);
   if (ended_.load()) return Error{ErrorCode::kExited, 0, {}, "the VM has stopped running"};
   if (freezer_) return Error{ErrorCode::kInternal, 0, {}, "the VM is being frozen already"};
   freezer_.emplace(Freezer{place});
@@ -57,7 +57,12 @@ Status Vm::BeginFreeze(ParkPlace place) {
     freezer_->parked = freezer_->stood = true;
   }
   // Its time starts, should it be a fork that nobody has entered yet.
-  return EnterLocked();
+  Status entered = EnterLocked();
+  if (entered.ok()) return Ok();
+  freezer_.reset();
+  lock.unlock();
+  EndOnFailure(entered);
+  return entered;
 }
 
 // Ordering requirements:

@@ -111,7 +111,7 @@ void Vm::CallProgram(RequestId request, Bytes input, uint64_t max_bytes) {
       if (program_ == Program::kWaiting) doorbell_line_.Raise();
     }
   }
-  if (!entered.ok()) End(ExitReason::kHostError, entered.error().Message());
+  EndOnFailure(entered);
 }
 
 Status Vm::CallParked() {
@@ -133,7 +133,7 @@ void Vm::YieldProgram() {
     std::lock_guard lock(park_mutex_);
     yielded = YieldLocked();
   }
-  if (!yielded.ok()) End(ExitReason::kHostError, yielded.error().Message());
+  EndOnFailure(yielded);
 }
 
 Status Vm::YieldLocked() {

@@ -115,7 +115,7 @@ Status Vm::RebuildMachine(const Kvm& kvm) {
     for (const auto& vcpu : vcpus_) vcpu->RequestStop();
   });
   Reaper::Submit([machine = std::move(machine)] {});
-  if (!replaced.ok()) End(ExitReason::kHostError, replaced.error().Message());
+  EndOnFailure(replaced);
   return replaced;
 }
 

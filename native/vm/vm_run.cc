@@ -61,6 +61,8 @@ Status Vm::Enter() {
   return EnterLocked();
 }
 
+void Vm::EnterOrEnd() { EndOnFailure(Enter()); }
+
 Status Vm::EnterLocked() {
   ASSIGN_OR_RETURN(const bool entering, BeginEntry());
   return entering ? EndEntry() : Ok();
@@ -78,20 +80,13 @@ Result<bool> Vm::BeginEntry() {
 Status Vm::EndEntry() {
   if (origin_ != nullptr) serial_->Kick();
   TRY(RemoveHold(Hold::kNotEntered));
-  const bool connect = !std::exchange(devices_connected_, true);
-  const bool kick = std::exchange(kick_due_, false);
-  if (!connect && !kick) return Ok();
   // Behind the vCPUs, which are waited for: what the guest tells its devices
-  // meanwhile, their notifiers keep.
-  loop_->Post([this, connect, kick] {
-    if (connect) {
-      const Status connected = ConnectDevices();
-      if (!connected.ok()) return End(ExitReason::kHostError, connected.error().Message());
-    }
-    if (!kick) return;
-    vsock_transport_->Kick();
-    rng_transport_->Kick();
-  });
+  // meanwhile, their notifiers keep. Here rather than on the device thread, which
+  // would wake for it, and may do so before a vCPU on the same processor.
+  if (!std::exchange(devices_connected_, true)) TRY(ConnectDevices());
+  if (!std::exchange(kick_due_, false)) return Ok();
+  vsock_transport_->Kick();
+  rng_transport_->Kick();
   return Ok();
 }
 
@@ -150,7 +145,7 @@ void Vm::OnReseeded(uint32_t generation) {
     // With a hold, they start when it goes, like the first one.
     if (holds_ == 0) released = ReleaseVcpus();
   }
-  if (!released.ok()) End(ExitReason::kHostError, released.error().Message());
+  EndOnFailure(released);
 }
 
 bool Vm::Pause(Deadline deadline) {

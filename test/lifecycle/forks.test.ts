@@ -62,6 +62,34 @@ describe.runIf(hasKvm)('forks and snapshots', () => {
     expect(result).toMatchObject({ exitCode: 0, signal: null, stdout: 'ready\n', stderr: '' });
   });
 
+  // The failure was dropped, and the fork ended a minute later as one that is not unique.
+  test('end at once, and say why, when the host cannot let them run', async () => {
+    const result = await runChild(
+      `import { execFileSync } from 'node:child_process';
+      import { readFileSync } from 'node:fs';
+      const limit = (bytes) =>
+        execFileSync('prlimit', ['--pid=' + process.pid, '--as=' + bytes + ':unlimited']);
+      ${BOOT}
+      const snapshot = await vm.snapshot();
+      // Node must not need memory meanwhile: what it runs then has run before.
+      const before = await snapshot.fork();
+      await before.ready;
+      await before.close();
+      const fork = await snapshot.fork({ start: 'on-demand' });
+      const [, kilobytes] = /VmSize:\\s+(\\d+)/.exec(readFileSync('/proc/self/status', 'utf8'));
+      // Less than it has: whatever is mapped from now on does not fit.
+      limit(kilobytes * 1024 - 64 * MiB);
+      const error = await fork.ready.catch((error) => error);
+      limit('unlimited');
+      console.log(error.code, (await fork.exited).reason, error.message);
+      for (const open of [fork, snapshot, vm]) await open.close();`,
+      { execArgv: ['--single-threaded', '--no-opt', '--min-semi-space-size=16'] },
+    );
+
+    expect(result).toMatchObject({ exitCode: 0, signal: null, stderr: '' });
+    expect(result.stdout).toMatch(/^ERR_VM_EXITED host-error .*Cannot allocate memory/);
+  });
+
   test('end with the process, whatever they are at', async () => {
     const result = await runChild(
       `${BOOT}
