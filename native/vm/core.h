@@ -90,11 +90,13 @@ class Core {
   struct VmEntry;
   struct SnapshotEntry;
   struct Frozen;
-  // Two threads for what takes less than starting one: forks that somebody waits
-  // for, and those that are made ahead. They exist while there is a snapshot.
+  // The threads that forks need, which take less than starting one: for those that
+  // somebody waits for, for those that are made ahead, and for the devices of all.
+  // They exist while there is a snapshot.
   struct Workers {
     std::shared_ptr<EventLoop> forks;
     std::shared_ptr<EventLoop> refills;
+    std::shared_ptr<EventLoop> devices;
   };
 
   // The entry of a VM that has come up, or nullptr.

@@ -73,6 +73,9 @@ Result<Core::Workers> Core::AcquireWorkers() {
   if (workers_.forks == nullptr) {
     ASSIGN_OR_RETURN(workers_.forks, SharedLoop("forklet-forks"));
   }
+  if (workers_.devices == nullptr) {
+    ASSIGN_OR_RETURN(workers_.devices, SharedLoop("forklet-devices"));
+  }
   if (workers_.refills == nullptr) {
     ASSIGN_OR_RETURN(workers_.refills, SharedLoop("forklet-refill"));
     workers_.refills->Post([] { Thread::MakeBackground(); });
@@ -152,8 +155,6 @@ std::optional<ForkTimes> Core::ForkSnapshot(RequestId request, SnapshotId snapsh
   };
   auto from = FindSnapshot(snapshot);
   if (from == nullptr) return fail({ErrorCode::kClosed, 0, {}, "the snapshot is closed"});
-  auto loop = SharedLoop("forklet-devices");
-  if (!loop.ok()) return fail(std::move(loop).error());
   auto workers = AcquireWorkers();
   if (!workers.ok()) return fail(std::move(workers).error());
   auto entry = std::make_shared<VmEntry>(from->kvm_path());
@@ -162,7 +163,7 @@ std::optional<ForkTimes> Core::ForkSnapshot(RequestId request, SnapshotId snapsh
   }
   ForkTimes times;
   const auto hand_over = [&](std::unique_ptr<Vm> made) {
-    made->Adopt(vm, std::move(loop).value(), sink_, std::move(hostname));
+    made->Adopt(vm, workers.value().devices, sink_, std::move(hostname));
     entry->vm = std::move(made);
     PostRefill(*workers.value().refills, std::move(from), entry);
     return times;
@@ -189,7 +190,7 @@ std::optional<ForkTimes> Core::ForkSnapshot(RequestId request, SnapshotId snapsh
   }
   entry->BeginJob();
   workers.value().forks->Post([entry, from, request, vm, pool, epoch_ns, sink = sink_,
-                               refills = workers.value().refills, loop = std::move(loop).value(),
+                               refills = workers.value().refills, loop = workers.value().devices,
                                hostname = std::move(hostname)]() mutable {
     ForkTimes times;
     auto forked = from->Fork(pool, epoch_ns, times);
