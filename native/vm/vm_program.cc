@@ -8,8 +8,8 @@
 #include <cstring>
 #include <utility>
 
+#include "arch/x86_64/cpu_state.h"
 #include "arch/x86_64/layout.h"
-#include "arch/x86_64/msrs.h"
 #include "base/random.h"
 #include "vm/vm.h"
 
@@ -161,7 +161,7 @@ void Vm::HandOver(bool just_started) {
     // It is of this moment, but for the entropy, which is the kernel's.
     FillRandom(now.entropy, sizeof now.entropy);
   } else {
-    const auto tsc = vcpus_[parked_vcpu_]->fd().GetMsr(kMsrTsc);
+    const auto tsc = GuestTsc(vcpus_[parked_vcpu_]->fd(), *host_);
     now = NewIdentity(identity_.generation, tsc.ok() ? tsc.value() : 0);
   }
   Exchange exchange;

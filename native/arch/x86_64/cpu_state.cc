@@ -1,5 +1,7 @@
 #include "arch/x86_64/cpu_state.h"
 
+#include <x86intrin.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -66,6 +68,11 @@ Status RestoreCpu(const VcpuFd& vcpu, const CpuState& state) {
   return vcpu.SetEvents(events);
 }
 
+Result<uint64_t> GuestTsc(const VcpuFd& vcpu, const HostProfile& host) {
+  if (host.host_tsc) return static_cast<uint64_t>(__rdtsc());
+  return vcpu.GetMsr(kMsrTsc);
+}
+
 Result<uint64_t> StartCpuTime(const VcpuFd& vcpu, const CpuState& state, const HostProfile& host) {
   kvm_msr_entry entry = {};
   if (!host.host_tsc) {
@@ -73,7 +80,7 @@ Result<uint64_t> StartCpuTime(const VcpuFd& vcpu, const CpuState& state, const H
     entry.data = state.tsc;
     TRY(vcpu.SetMsrs({&entry, 1}));
   }
-  ASSIGN_OR_RETURN(const uint64_t now, vcpu.GetMsr(kMsrTsc));
+  ASSIGN_OR_RETURN(const uint64_t now, GuestTsc(vcpu, host));
   if (host.tsc_deadline && state.tsc_deadline != 0) {
     entry.index = kMsrTscDeadline;
     // A deadline that had passed when the vCPU was saved stays one that has.

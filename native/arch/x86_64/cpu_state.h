@@ -37,6 +37,8 @@ struct IrqchipState {
 Result<CpuState> SaveCpu(const VcpuFd& vcpu, const HostProfile& host);
 // Restores all but the times, into a vCPU with the same CPUID.
 Status RestoreCpu(const VcpuFd& vcpu, const CpuState& state);
+// The guest's TSC at this moment.
+Result<uint64_t> GuestTsc(const VcpuFd& vcpu, const HostProfile& host);
 // Guest time starts at the first entry and not when a fork is made, which may
 // wait for hours: sets the TSC and arms the timer anew, as far ahead as it was.
 // Returns the guest's TSC as it is now.

@@ -3,9 +3,9 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <x86intrin.h>
 
 #include <cerrno>
-
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -111,8 +111,10 @@ Status ProbeTsc(const VcpuFd& vcpu, HostProfile& profile) {
   entry.index = kMsrTsc;
   entry.data = before + kFarAhead;
   TRY(vcpu.SetMsrs({&entry, 1}));
+  const uint64_t earliest = __rdtsc();
   ASSIGN_OR_RETURN(const uint64_t after, vcpu.GetMsr(kMsrTsc));
-  profile.host_tsc = after < before + kFarAhead;
+  const uint64_t latest = __rdtsc();
+  profile.host_tsc = earliest <= after && after <= latest;
   return Ok();
 }
 
