@@ -51,6 +51,22 @@ Status Thread::InstallKickHandler() {
   return Error{ErrorCode::kSystem, 0, "sigaction", "every real-time signal is in use"};
 }
 
+void Thread::WithPendingKick(const std::function<void(const sigset_t& others)>& body) {
+  sigset_t kick;
+  sigset_t others;
+  sigemptyset(&kick);
+  {
+    std::lock_guard lock(kick_mutex);
+    CHECK(kick_signal != 0);
+    sigaddset(&kick, kick_signal);
+  }
+  CHECK(pthread_sigmask(SIG_BLOCK, &kick, &others) == 0);
+  pthread_kill(pthread_self(), kick_signal);
+  body(others);
+  // The handler runs now, and does nothing.
+  CHECK(pthread_sigmask(SIG_SETMASK, &others, nullptr) == 0);
+}
+
 void Thread::MakeBackground() {
   const sched_param parameters = {};
   // Allowed to everybody; a sandbox that forbids it loses some speed.

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <csignal>
 #include <functional>
 #include <memory>
 #include <string>
@@ -45,6 +46,11 @@ class Thread {
   // Interrupts a blocking system call of the thread with EINTR. Only after
   // InstallKickHandler().
   void Kick() const;
+
+  // Calls `body` on the calling thread, one of ours, with a kick pending that is
+  // blocked: a system call that is given the other signals to block, which are the
+  // argument, is interrupted at once. Only after InstallKickHandler().
+  static void WithPendingKick(const std::function<void(const sigset_t& others)>& body);
 
   // Lets the calling thread work in the background: it has its share of the
   // processors, but does not interrupt a thread that runs (SCHED_BATCH).

@@ -56,6 +56,15 @@ inline constexpr unsigned long kGetXsave = _IOR(KVMIO, 0xa4, uint8_t[kLegacyXsav
 inline constexpr unsigned long kSetXsave = _IOW(KVMIO, 0xa5, uint8_t[kLegacyXsaveBytes]);
 inline constexpr unsigned long kGetXsave2 = _IOR(KVMIO, 0xcf, uint8_t[kLegacyXsaveBytes]);
 
+// struct kvm_signal_mask with the kernel's set of 64 signals.
+struct SignalMask {
+  uint32_t bytes = sizeof(uint64_t);
+  uint8_t blocked[sizeof(uint64_t)] = {};
+};
+static_assert(sizeof(SignalMask) == 12);
+inline constexpr unsigned long kSetSignalMask = _IOW(KVMIO, 0x8b, uint32_t);
+static_assert(kSetSignalMask == 0x4004ae8b);
+
 // What the rest of the code takes from the header, held to the kernel's ABI.
 static_assert(sizeof(kvm_regs) == 144);
 static_assert(sizeof(kvm_sregs) == 312);

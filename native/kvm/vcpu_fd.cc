@@ -10,6 +10,17 @@ namespace forklet {
 
 int VcpuFd::Run() const { return ::ioctl(fd_.get(), KVM_RUN, 0ul) < 0 ? errno : 0; }
 
+int VcpuFd::RunWithSignals(const sigset_t& blocked) const {
+  SignalMask mask;
+  // The C library's set is longer than the kernel's, and begins with it.
+  static_assert(sizeof blocked >= sizeof mask.blocked);
+  std::memcpy(mask.blocked, &blocked, sizeof mask.blocked);
+  if (::ioctl(fd_.get(), kSetSignalMask, &mask) != 0) return errno;
+  const int error = Run();
+  ::ioctl(fd_.get(), kSetSignalMask, nullptr);
+  return error;
+}
+
 std::span<uint8_t> VcpuFd::PortData() const {
   const kvm_run& run = shared();
   const uint64_t offset = run.io.data_offset;

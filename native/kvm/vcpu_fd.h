@@ -1,5 +1,6 @@
 #pragma once
 
+#include <csignal>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -21,6 +22,10 @@ class VcpuFd {
 
   // KVM_RUN. Returns 0, or the errno.
   int Run() const;
+  // The same with these signals blocked meanwhile, and no others. One that is
+  // pending and not blocked makes KVM turn back right before it would enter the
+  // guest, with all that an entry needs made: EINTR.
+  int RunWithSignals(const sigset_t& blocked) const;
   // Makes the present or next Run() return EINTR; the caller also signals the
   // vCPU's thread. Thread: any.
   void RequestExit() const { SetImmediateExit(1); }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "kvm/stats.h"
 #include "vm/completion_access.h"
@@ -66,7 +67,11 @@ Vcpu::~Vcpu() {
 
 Status Vcpu::Prepare() {
   std::lock_guard lock(mutex_);
-  return mode_ == Mode::kHold ? StartThread() : Ok();
+  if (mode_ != Mode::kHold || thread_.joinable()) return Ok();
+  // As if there were an access to complete, KVM_RUN comes before standing still.
+  access_pending_ = true;
+  approach_ = true;
+  return StartThread();
 }
 
 Status Vcpu::StartThread() {
@@ -165,10 +170,16 @@ void Vcpu::RunUntilStopped() {
   for (;;) {
     if (attention_.load() && !StandStill()) return;
     access_pending_ = false;
-    const int error = fd_.Run();
+    const int error = std::exchange(approach_, false) ? RunToEntry() : fd_.Run();
     const Next next = error == 0 ? HandleExit() : HandleError(error);
     if (next == Next::kStop) return;
   }
+}
+
+int Vcpu::RunToEntry() {
+  int error = 0;
+  Thread::WithPendingKick([&](const sigset_t& others) { error = fd_.RunWithSignals(others); });
+  return error;
 }
 
 bool Vcpu::StandStill() {

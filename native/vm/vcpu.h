@@ -58,7 +58,10 @@ class Vcpu {
   // first release.
   const UniqueFd& stats() const { return stats_; }
 
-  // Makes the thread ahead of the first release.
+  // Makes the thread ahead of the first release, and has KVM make what it enters the
+  // guest with: its page tables, a kernel thread of the VM. That is two fifths of a
+  // short first run, and no instruction of the guest. WaitHeld() tells when it is
+  // done.
   Status Prepare();
   // Lets the vCPU enter the guest; creates its thread when there is none.
   Status Release();
@@ -95,6 +98,8 @@ class Vcpu {
   Status StartThread();
   void Run();
   void RunUntilStopped();
+  // KVM_RUN, which turns back where it would enter the guest.
+  int RunToEntry();
   // Waits while the vCPU is held, but not before KVM has taken the answer to its
   // last access. False when it is to stop.
   bool StandStill();
@@ -119,8 +124,9 @@ class Vcpu {
   UniqueFd stats_;
   // mode_ is not kRun: looked at before each entry.
   std::atomic<bool> attention_ = true;
-  // Thread: the vCPU's for the two below.
+  // Thread: the vCPU's for the three below, once it exists.
   bool access_pending_ = false;  // KVM has yet to take the answer to a port or MMIO access
+  bool approach_ = false;        // The next KVM_RUN is not to enter the guest
   uint32_t retries_ = 0;         // Spurious KVM_RUN failures in a row
   // Thread: written by the vCPU's own thread only.
   std::array<std::atomic<uint64_t>, kExitReasons> exits_ = {};

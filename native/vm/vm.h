@@ -66,7 +66,7 @@ class Vm final : private VcpuObserver, private VsockHost, private DoorbellHost {
   // What the VM has written since it was restored. While it runs, some may be missed.
   Result<std::vector<PageRun>> WrittenPages() const { return memory_.WrittenPages(); }
   // Has a restored VM make ready what its first entry needs: threads, and these
-  // pages, which it is expected to write.
+  // pages, which it is expected to write. Thread: one that may wait.
   Status Prepare(const std::vector<PageRun>& working_set) const;
   // Gives a restored VM its name and whoever hears of its events. `hostname`
   // empty: the frozen one's.

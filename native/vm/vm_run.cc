@@ -51,8 +51,13 @@ void Vm::RequestStop() {
 }
 
 Status Vm::Prepare(const std::vector<PageRun>& working_set) const {
+  // Before KVM maps what is there.
   memory_.Populate(working_set);
-  for (const auto& vcpu : vcpus_) TRY(vcpu->Prepare());
+  for (const auto& vcpu : vcpus_) {
+    TRY(vcpu->Prepare());
+    // One after the other, and whoever enters the VM finds them ready.
+    static_cast<void>(vcpu->WaitHeld(DeadlineIn(kHoldTime)));
+  }
   return Ok();
 }
 

@@ -1,3 +1,4 @@
+#include <poll.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -39,6 +40,25 @@ TEST_CASE("A kick interrupts a blocked thread, and only the kick is unblocked on
 
   CHECK(blocked_term);
   CHECK(error == EINTR);
+}
+
+TEST_CASE("A kick that is pending interrupts a call that unblocks it, and is gone afterwards") {
+  REQUIRE(Thread::InstallKickHandler().ok());
+  int during = 0;
+  int after = 0;
+
+  auto thread = Thread::Start("test", [&] {
+    const timespec moment = {0, 1'000'000};
+    Thread::WithPendingKick([&](const sigset_t& others) {
+      during = ::ppoll(nullptr, 0, nullptr, &others) < 0 ? errno : 0;
+    });
+    after = ::ppoll(nullptr, 0, &moment, nullptr) < 0 ? errno : 0;
+  });
+  REQUIRE(thread.ok());
+  thread.value().Join();
+
+  CHECK(during == EINTR);
+  CHECK(after == 0);
 }
 
 TEST_CASE("An event loop runs posted tasks in order, and what it was told to wait for") {
