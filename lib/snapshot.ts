@@ -1,7 +1,7 @@
 import { resolve } from 'node:path';
 
 import { observe, observed } from './internal/diagnostics.js';
-import { type ForkParent, forkMany, forkOne } from './internal/fork-handles.js';
+import { type ForkParent, forkMany, forkOne } from './internal/fork.js';
 import { checkForkLimits } from './internal/fork-limits.js';
 import { checkForkCount, checkLoad, checkSave } from './internal/fork-options.js';
 import { ensureSnapshot } from './internal/snapshot-cache.js';
@@ -367,7 +367,7 @@ export class Snapshot implements AsyncDisposable {
       id: this.id,
       kind: 'snapshot',
       vcpus: this.#lease.core.info.vcpus,
-      hold: async () => {
+      hold: () => {
         const core = this.#open();
         core.acquire();
         return core;

@@ -11,7 +11,7 @@ import { checkForward } from './internal/connect-options.js';
 import { Core } from './internal/core.js';
 import { observe, observed } from './internal/diagnostics.js';
 import { attachCommand, startCommand } from './internal/exec-start.js';
-import { type ForkParent, forkMany, forkOne } from './internal/fork-handles.js';
+import { type ForkParent, forkMany, forkOne } from './internal/fork.js';
 import { checkSnapshot } from './internal/fork-options.js';
 import { freeze } from './internal/freeze.js';
 import type { Guest } from './internal/guest.js';
@@ -57,8 +57,6 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   readonly id: string;
   /** The VM or snapshot that this one came from; `null` for one that was booted. */
   readonly parentId: string | null;
-  /** How long each stage of the boot or fork took. */
-  readonly timings: VmTimings;
   readonly #session: VmSession;
   readonly #guest: Guest;
   #fs: GuestFs | undefined;
@@ -67,13 +65,11 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
   readonly #observer: SessionObserver;
   #closed: Promise<void> | undefined;
 
-  private constructor(session: VmSession, first?: FirstCall) {
+  private constructor(session: VmSession) {
     super();
-    const { id, parentId, env, timings } = session;
-    if (timings === undefined) throw new TypeError('A VM comes from Vm.create() or fork()');
+    const { id, parentId, env } = session;
     this.id = id;
     this.parentId = parentId;
-    this.timings = timings;
     this.#session = session;
     this.#guest = {
       id,
@@ -85,13 +81,18 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
       },
       nextCommandId: () => session.nextCommandId(),
     };
-    if (first !== undefined) this.#parked = this.#makeParked(first);
     this.#observer = {
       onConsole: (data) => this.#emit('console', Buffer.from(data)),
       onExit: (exit) => this.#emit('exit', exit),
     };
     session.observe(this.#observer);
     abandoned.register(this, { session, id }, this);
+  }
+
+  /** How long each stage of the boot or fork took. */
+  get timings(): VmTimings {
+    // Nobody has the handle before.
+    return this.#session.timings as VmTimings;
   }
 
   /** Files of the guest. */
@@ -110,9 +111,14 @@ export class Vm extends EventEmitter<VmEvents> implements AsyncDisposable {
     return new ParkedProgram(this.#guest, new ParkedCalls(this.#session), first);
   }
 
-  /** @internal */
-  static of(session: VmSession, first?: FirstCall): Vm {
-    return new Vm(session, first);
+  /** @internal The handle of a VM, which may still be made. */
+  static of(session: VmSession): Vm {
+    return new Vm(session);
+  }
+
+  /** @internal Begins the call that a fork was made with. */
+  static callFirst(vm: Vm, first: FirstCall): void {
+    vm.#parked = vm.#makeParked(first);
   }
 
   /** @internal */

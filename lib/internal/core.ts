@@ -2,7 +2,6 @@
 
 import { fromNative, VmError } from '../errors.js';
 import { loadAddon, type NativeCore, type NativeError, type NativeEvent } from '../native.js';
-import { Deferred } from './deferred.js';
 
 /** Where the events of one VM go. Calls come in the order of the events. */
 export interface VmListener {
@@ -99,18 +98,21 @@ export class Core implements LoopHold {
   }
 
   async #answer<T, R>(request: number, receive: (value: T) => R): Promise<R> {
-    const answered = new Deferred<{ readonly value: R } | { readonly error: NativeError }>();
-    this.#requests.set(request, ({ value, error }) => {
-      this.#requests.delete(request);
-      try {
-        answered.resolve(error === undefined ? { value: receive(value as T) } : { error });
-      } catch (thrown) {
-        answered.reject(thrown);
-      }
-    });
+    const answered = new Promise<{ readonly value: R } | { readonly error: NativeError }>(
+      (resolve, reject) => {
+        this.#requests.set(request, ({ value, error }) => {
+          this.#requests.delete(request);
+          try {
+            resolve(error === undefined ? { value: receive(value as T) } : { error });
+          } catch (thrown) {
+            reject(thrown);
+          }
+        });
+      },
+    );
     this.acquire();
     try {
-      const outcome = await answered.promise;
+      const outcome = await answered;
       if ('value' in outcome) return outcome.value;
       // Made here rather than where the event came in: the caller is on this stack.
       const { error } = outcome;

@@ -64,14 +64,17 @@ export type ObservedSubject =
   | { readonly id: string; readonly parentId: string | null }
   | { readonly snapshotId: string | undefined; readonly parentId: string | null };
 
-/** Starts the clock of one operation. `describe` runs only if somebody listens at the end. */
+/**
+ * Starts the clock of one operation, unless `startedAt` has. `describe` runs only if somebody
+ * listens at the end.
+ */
 export function observe(
   channel: keyof typeof channels,
   subject: ObservedSubject,
   operation: string,
   describe: () => Readonly<Record<string, unknown>>,
+  startedAt = performance.now(),
 ): Observation {
-  const start = performance.now();
   const publish = (
     rest: Pick<DiagnosticsMessage, 'outcome'> & Partial<DiagnosticsMessage>,
   ): void => {
@@ -81,7 +84,7 @@ export function observe(
       ...identify(subject),
       operation,
       arguments: describe(),
-      durationMs: performance.now() - start,
+      durationMs: performance.now() - startedAt,
       ...rest,
     };
     target.publish(message);

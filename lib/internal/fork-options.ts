@@ -27,6 +27,8 @@ export const MAX_LABEL_LENGTH = 1024;
 /** Most forks that one call makes or keeps ready; the host's limits are lower. */
 export const MAX_FORKS = 100_000;
 
+const PLACES = ['agent', 'program'] as const;
+
 const take = <T>(value: unknown, check: (value: unknown) => T, otherwise: T): T =>
   value === undefined ? otherwise : check(value);
 
@@ -55,7 +57,7 @@ export function checkLabel(option: string, value: unknown): string {
 }
 
 export function checkPlace(value: unknown): 'agent' | 'program' {
-  return take(value, (at) => checkChoice('at', at, ['agent', 'program']), 'agent');
+  return take(value, (at) => checkChoice('at', at, PLACES), 'agent');
 }
 
 /** Checks what was passed to `vm.snapshot()`. */
@@ -77,35 +79,40 @@ export interface CheckedFork {
   readonly start: 'now' | 'on-demand';
   readonly pool: 'use' | 'never' | 'require';
   readonly unique: 'agent' | 'program';
-  readonly input: Buffer | undefined;
+  readonly input: Uint8Array | undefined;
   readonly hostname: string | undefined;
   readonly timeoutMs: number;
   readonly signal: AbortSignal | undefined;
 }
 
-/** Checks the options of `fork()` and `forkMany()`. */
+const STARTS = ['now', 'on-demand'] as const;
+const POOL_USES = ['use', 'never', 'require'] as const;
+const FORK_OPTIONS = [
+  'start',
+  'pool',
+  'unique',
+  'input',
+  'hostname',
+  'timeoutMs',
+  'signal',
+] as const;
+
+/** Checks the options of `fork()` and `forkMany()`: plainly, since a fork waits for it. */
 export function checkFork(where: string, options: ForkOptions | undefined): CheckedFork {
-  const given = checkOptions(where, options, [
-    'start',
-    'pool',
-    'unique',
-    'input',
-    'hostname',
-    'timeoutMs',
-    'signal',
-  ]);
+  const { start, pool, unique, input, hostname, timeoutMs, signal } = checkOptions(
+    where,
+    options,
+    FORK_OPTIONS,
+  );
   return {
-    start: take(given.start, (v) => checkChoice('start', v, ['now', 'on-demand']), 'now'),
-    pool: take(given.pool, (v) => checkChoice('pool', v, ['use', 'never', 'require']), 'use'),
-    unique: take(given.unique, (v) => checkChoice('unique', v, ['agent', 'program']), 'agent'),
-    input: take(given.input, (input) => checkInput('Option "input"', input), undefined),
-    hostname: take(given.hostname, checkHostname, undefined),
-    timeoutMs: take(
-      given.timeoutMs,
-      (ms) => checkTimeout('timeoutMs', ms),
-      DEFAULT_FORK_TIMEOUT_MS,
-    ),
-    signal: optionalSignal(given.signal),
+    start: start === undefined ? 'now' : checkChoice('start', start, STARTS),
+    pool: pool === undefined ? 'use' : checkChoice('pool', pool, POOL_USES),
+    unique: unique === undefined ? 'agent' : checkChoice('unique', unique, PLACES),
+    input: input === undefined ? undefined : checkInput('Option "input"', input),
+    hostname: hostname === undefined ? undefined : checkHostname(hostname),
+    timeoutMs:
+      timeoutMs === undefined ? DEFAULT_FORK_TIMEOUT_MS : checkTimeout('timeoutMs', timeoutMs),
+    signal: signal === undefined ? undefined : checkSignal('signal', signal),
   };
 }
 
@@ -122,21 +129,31 @@ export function checkForkCount(where: string, count: unknown, min: number): numb
 }
 
 /** A copy of what a parked program is to be given: the caller's bytes may change meanwhile. */
-function checkInput(what: string, value: unknown): Buffer {
+function checkInput(what: string, value: unknown): Uint8Array {
   if (!(value instanceof Uint8Array)) {
     throw new TypeError(`${what} must be a Uint8Array; got ${show(value)}`);
   }
   if (value.length > MAX_CALL_BYTES) {
     throw new RangeError(`${what} must have at most ${MAX_CALL_BYTES} bytes; got ${value.length}`);
   }
-  return Buffer.from(value);
+  return new Uint8Array(value);
 }
 
 export interface CheckedCall {
-  readonly input: Buffer;
+  readonly input: Uint8Array;
   readonly timeoutMs: number;
   readonly signal: AbortSignal | undefined;
   readonly maxBytes: number;
+}
+
+/** A call without options, of an input that has been checked. */
+export function defaultCall(input: Uint8Array): CheckedCall {
+  return {
+    input,
+    timeoutMs: DEFAULT_CALL_TIMEOUT_MS,
+    signal: undefined,
+    maxBytes: MAX_CALL_BYTES,
+  };
 }
 
 /** Checks what was passed to `vm.parked.call()`. */

@@ -1,18 +1,17 @@
-import { randomFillSync } from 'node:crypto';
+import { randomBytes } from 'node:crypto';
 
-const ID_BYTES = 8;
+const ID_DIGITS = 16;
 
-/** Random bytes ahead of need: asking for a few costs as much as asking for many. */
-const pool = Buffer.alloc(128 * ID_BYTES);
-let used = pool.length;
+/** Random digits ahead of need: asking for a few costs as much as asking for many. */
+let digits = '';
+let used = 0;
 
 /** A name that nothing else has: the prefix and 16 hexadecimal digits. */
 export function newId(prefix: string): string {
-  if (used === pool.length) {
-    randomFillSync(pool);
+  if (used === digits.length) {
+    digits = randomBytes(64 * ID_DIGITS).toString('hex');
     used = 0;
   }
-  const digits = pool.toString('hex', used, used + ID_BYTES);
-  used += ID_BYTES;
-  return `${prefix}-${digits}`;
+  used += ID_DIGITS;
+  return `${prefix}-${digits.slice(used - ID_DIGITS, used)}`;
 }

@@ -20,18 +20,15 @@ export interface FirstCall {
 
 export function postCall(core: Core, vm: number, input: Uint8Array, maxBytes: number): PostedCall {
   let request: number | undefined;
-  const answer = core
-    .request<Uint8Array>((id) => {
-      core.native.callProgram(id, vm, input, maxBytes);
-      request = id;
-    })
-    .finally(() => {
-      request = undefined;
-    });
+  const answer = core.request<Uint8Array>((id) => {
+    core.native.callProgram(id, vm, input, maxBytes);
+    request = id;
+  });
   // Whoever it is for may be gone.
   answer.catch(() => {});
   return {
     answer,
+    // Of one that was answered the core knows nothing any more.
     cancel: () => {
       if (request !== undefined) core.native.cancelCall(request, vm);
     },

@@ -15,8 +15,6 @@ export interface WaitOptions {
  * Errors are made where they are thrown, so that their stacks have the caller's.
  */
 export class Wait {
-  readonly #cut: Promise<void>;
-  #resolveCut!: () => void;
   #reason: (() => Error) | undefined;
   #listeners: (() => void)[] = [];
   readonly #timer: NodeJS.Timeout | undefined;
@@ -25,9 +23,6 @@ export class Wait {
   readonly #onAbort = (): void => this.cut(() => new AbortError(this.#signal?.reason));
 
   constructor({ signal, timeoutMs, onTimeout, onEnd }: WaitOptions) {
-    this.#cut = new Promise((resolve) => {
-      this.#resolveCut = resolve;
-    });
     this.#signal = signal;
     this.#onEnd = onEnd;
     if (signal?.aborted === true) this.#onAbort();
@@ -45,7 +40,6 @@ export class Wait {
   cut(reason: () => Error): void {
     if (this.#reason !== undefined) return;
     this.#reason = reason;
-    this.#resolveCut();
     for (const listener of this.#listeners.splice(0)) listener();
   }
 
@@ -62,7 +56,10 @@ export class Wait {
 
   /** What the promise comes to, or the reason of the cut if that is earlier. */
   async race<T>(promise: Promise<T>): Promise<T> {
-    const outcome = await Promise.race([promise.then((value) => ({ value })), this.#cut]);
+    const outcome = await new Promise<{ readonly value: T } | undefined>((resolve, reject) => {
+      promise.then((value) => resolve({ value }), reject);
+      this.onCut(() => resolve(undefined));
+    });
     if (outcome === undefined) throw (this.#reason as () => Error)();
     return outcome.value;
   }
