@@ -1,9 +1,9 @@
 import { readFile } from 'node:fs/promises';
 
 import { errorCode } from './errors.js';
-import { ARTIFACT_REMEDY, artifactPaths, kvmPath, unreadable } from './internal/artifacts.js';
+import { ARTIFACT_REMEDY, artifactPaths, kvmPath, unreadable } from './internal/boot/artifacts.js';
 import { Core } from './internal/core.js';
-import { capacity, type ForkCapacity, readForkLimits } from './internal/fork-limits.js';
+import { capacity, type ForkCapacity, readForkLimits } from './internal/snapshot/fork-limits.js';
 import { type NativeProbe, unsupportedPlatform } from './native.js';
 import { DEFAULT_MEMORY_BYTES } from './options.js';
 import { MiB } from './units.js';

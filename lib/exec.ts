@@ -1,9 +1,8 @@
 import type { Readable, Writable } from 'node:stream';
-
-import type { ExecRun } from './internal/exec-run.js';
-import { readLines } from './internal/lines.js';
-import { signalNumber } from './internal/signals.js';
-import type { Environment } from './internal/validate.js';
+import type { Environment } from './internal/base/validate.js';
+import { readLines } from './internal/exec/lines.js';
+import type { ExecRun } from './internal/exec/run.js';
+import { signalNumber } from './internal/exec/signals.js';
 
 /** A command line for the guest's `/bin/sh -c`, or a program with its arguments. */
 export type ExecCommand = string | readonly string[];

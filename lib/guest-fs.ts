@@ -22,9 +22,9 @@ import type {
   WriteFileOptions,
   WriteStreamOptions,
 } from './guest-fs-options.js';
-import { changeOwner, changeTimes, describe, makeTemporary } from './internal/fs-attributes.js';
-import { readWhole, writeWhole } from './internal/fs-contents.js';
-import { listDirectory } from './internal/fs-list.js';
+import { changeOwner, changeTimes, describe, makeTemporary } from './internal/fs/attributes.js';
+import { readWhole, writeWhole } from './internal/fs/contents.js';
+import { listDirectory } from './internal/fs/list.js';
 import {
   checkAccessMode,
   checkAppendFile,
@@ -42,13 +42,11 @@ import {
   checkWatch,
   checkWriteFile,
   checkWriteStream,
-} from './internal/fs-options.js';
-import { checkPath } from './internal/fs-paths.js';
-import { Errno, request, requestPath, requestTwoPaths } from './internal/fs-request.js';
-import { FileReadable, FileWritable } from './internal/fs-streams.js';
-import { downloadTree, uploadTree } from './internal/fs-trees.js';
-import { Watcher } from './internal/fs-watch.js';
-import type { Guest } from './internal/guest.js';
+} from './internal/fs/options.js';
+import { checkPath } from './internal/fs/paths.js';
+import { Errno, request, requestPath, requestTwoPaths } from './internal/fs/request.js';
+import { FileReadable, FileWritable } from './internal/fs/streams.js';
+import { Watcher } from './internal/fs/watch.js';
 import {
   encodeAccess,
   encodeChmod,
@@ -61,7 +59,9 @@ import {
   encodeRename,
   encodeSymlink,
   encodeTruncate,
-} from './internal/protocol.js';
+} from './internal/protocol/protocol.js';
+import { downloadTree, uploadTree } from './internal/trees/trees.js';
+import type { Guest } from './internal/vm/guest.js';
 
 export type * from './guest-fs-options.js';
 

@@ -47,8 +47,8 @@ export type {
   WriteFileOptions,
   WriteStreamOptions,
 } from './guest-fs.js';
-export type { DiagnosticsMessage } from './internal/diagnostics.js';
-export type { ForkCapacity } from './internal/fork-limits.js';
+export type { DiagnosticsMessage } from './internal/base/diagnostics.js';
+export type { ForkCapacity } from './internal/snapshot/fork-limits.js';
 export type { VmOptions } from './options.js';
 export type { ParkedCallOptions, ParkedProgram } from './parked.js';
 export type { PortForward } from './port-forward.js';

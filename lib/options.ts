@@ -8,7 +8,7 @@ import {
   type Environment,
   show,
   wrongType,
-} from './internal/validate.js';
+} from './internal/base/validate.js';
 import { GiB, MiB } from './units.js';
 
 /** Options of `Vm.create()`. */

@@ -1,7 +1,7 @@
-import { observe } from './internal/diagnostics.js';
-import { type CheckedCall, checkCall } from './internal/fork-options.js';
-import type { Guest } from './internal/guest.js';
-import type { FirstCall, ParkedCalls, PostedCall } from './internal/parked-call.js';
+import { observe } from './internal/base/diagnostics.js';
+import { type CheckedCall, checkCall } from './internal/snapshot/fork-options.js';
+import type { FirstCall, ParkedCalls, PostedCall } from './internal/snapshot/parked-call.js';
+import type { Guest } from './internal/vm/guest.js';
 
 /** Options of `vm.parked.call()`. */
 export interface ParkedCallOptions {

@@ -1,11 +1,10 @@
 import { once } from 'node:events';
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
-
-import { connect } from './internal/connect.js';
-import type { CheckedForward } from './internal/connect-options.js';
-import { type Observation, observe } from './internal/diagnostics.js';
-import type { Guest } from './internal/guest.js';
+import { type Observation, observe } from './internal/base/diagnostics.js';
+import { connect } from './internal/connect/connect.js';
+import type { CheckedForward } from './internal/connect/options.js';
+import type { Guest } from './internal/vm/guest.js';
 
 /**
  * A TCP port of this host whose connections go to a port of the guest; see `vm.forward()`.

@@ -1,12 +1,12 @@
 import { resolve } from 'node:path';
 
-import { observe, observed } from './internal/diagnostics.js';
-import { type ForkParent, forkMany, forkOne } from './internal/fork.js';
-import { checkForkLimits } from './internal/fork-limits.js';
-import { checkForkCount, checkLoad, checkSave } from './internal/fork-options.js';
-import { ensureSnapshot } from './internal/snapshot-cache.js';
-import { closedSnapshot, type SnapshotCore } from './internal/snapshot-core.js';
-import { loadSnapshot, saveSnapshot } from './internal/snapshot-files.js';
+import { observe, observed } from './internal/base/diagnostics.js';
+import { type ForkParent, forkMany, forkOne } from './internal/snapshot/fork.js';
+import { checkForkLimits } from './internal/snapshot/fork-limits.js';
+import { checkForkCount, checkLoad, checkSave } from './internal/snapshot/fork-options.js';
+import { ensureSnapshot } from './internal/snapshot/snapshot-cache.js';
+import { closedSnapshot, type SnapshotCore } from './internal/snapshot/snapshot-core.js';
+import { loadSnapshot, saveSnapshot } from './internal/snapshot/snapshot-files.js';
 import type { VmOptions } from './options.js';
 import type { Vm } from './vm.js';
 

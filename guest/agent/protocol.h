@@ -5,7 +5,7 @@
  * dials once at boot (vsock, host CID 2, port FK_CONTROL_PORT). Both sides
  * send frames: a fixed header, then `payload_bytes` bytes. All integers are
  * little endian. docs/guest-protocol.md explains the exchanges; this header is
- * the source of truth for numbers, and lib/internal/protocol.ts mirrors it (a
+ * the source of truth for numbers, and lib/internal/protocol/protocol.ts mirrors it (a
  * test compares the two).
  *
  * An *operation* is one request of the host, named by a 32-bit id of the

@@ -3,7 +3,7 @@
 import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 
-import { CpioWriter, FileKind } from '../../dist/internal/cpio.js';
+import { CpioWriter, FileKind } from '../../dist/internal/boot/cpio.js';
 
 const [busyboxPath, outputPath] = process.argv.slice(2);
 

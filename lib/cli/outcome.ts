@@ -2,7 +2,7 @@
 
 import { errorCode, VmError } from '../errors.js';
 import type { ExecResult } from '../exec.js';
-import { escapeControl } from '../internal/console-buffer.js';
+import { escapeControl } from '../internal/vm/console-buffer.js';
 import { NOT_EXECUTABLE, NOT_FOUND, signalExitCode, TIMED_OUT } from './exit-codes.js';
 
 /** The exit code of a command that has ended. */

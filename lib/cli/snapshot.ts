@@ -2,9 +2,9 @@ import path from 'node:path';
 import { parseArgs } from 'node:util';
 
 import { errorCode } from '../errors.js';
-import { type CacheEntry, listEntries, removeEntry } from '../internal/cache-entries.js';
-import { escapeControl } from '../internal/console-buffer.js';
-import { ensureSnapshot } from '../internal/snapshot-cache.js';
+import { type CacheEntry, listEntries, removeEntry } from '../internal/snapshot/cache-entries.js';
+import { ensureSnapshot } from '../internal/snapshot/snapshot-cache.js';
+import { escapeControl } from '../internal/vm/console-buffer.js';
 import { Snapshot } from '../snapshot.js';
 import { MiB } from '../units.js';
 import type { Vm } from '../vm.js';

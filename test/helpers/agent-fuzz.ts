@@ -13,7 +13,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-import * as protocol from '../../lib/internal/protocol.js';
+import * as protocol from '../../lib/internal/protocol/protocol.js';
 import { type AgentExit, HostAgent } from './host-agent.js';
 import { Random } from './random.js';
 import { validTree } from './tree-streams.js';

@@ -15,15 +15,15 @@ import { GuestFs } from '../../lib/guest-fs.js';
 import {
   AgentConnection,
   type AgentConnectionOptions,
-} from '../../lib/internal/agent-connection.js';
-import type { AgentState } from '../../lib/internal/agent-state.js';
-import { connect, waitForPort } from '../../lib/internal/connect.js';
-import { checkForward } from '../../lib/internal/connect-options.js';
-import { attachCommand, startCommand } from '../../lib/internal/exec-start.js';
-import type { Guest } from '../../lib/internal/guest.js';
-import { ParkMode } from '../../lib/internal/protocol.js';
-import { decodeState, encodeState } from '../../lib/internal/session-state.js';
-import type { Environment } from '../../lib/internal/validate.js';
+} from '../../lib/internal/agent/connection.js';
+import type { AgentState } from '../../lib/internal/agent/state.js';
+import type { Environment } from '../../lib/internal/base/validate.js';
+import { connect, waitForPort } from '../../lib/internal/connect/connect.js';
+import { checkForward } from '../../lib/internal/connect/options.js';
+import { attachCommand, startCommand } from '../../lib/internal/exec/start.js';
+import { ParkMode } from '../../lib/internal/protocol/protocol.js';
+import { decodeState, encodeState } from '../../lib/internal/snapshot/session-state.js';
+import type { Guest } from '../../lib/internal/vm/guest.js';
 import { PortForward } from '../../lib/port-forward.js';
 
 const buildScript = fileURLToPath(new URL('../../guest/agent/build', import.meta.url));

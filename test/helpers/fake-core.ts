@@ -7,7 +7,7 @@
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
-import { encodeFrame, FrameType, PROTOCOL_VERSION } from '../../lib/internal/protocol.js';
+import { encodeFrame, FrameType, PROTOCOL_VERSION } from '../../lib/internal/protocol/protocol.js';
 import type {
   NativeAddon,
   NativeCore,

@@ -6,7 +6,7 @@ import {
   FrameDecoder,
   FrameType,
   Tag,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import type { NativeError, NativeEvent, NativeParkPlace } from '../../lib/native.js';
 
 /** The one connection of every VM. */

@@ -24,7 +24,7 @@ import {
   type ReplyMessage,
   Stream,
   type WriteFileRequest,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 
 const BUILD = fileURLToPath(new URL('../../guest/agent/build', import.meta.url));
 

@@ -16,7 +16,7 @@ import {
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 
-import type { GuestMessage, RenewedMessage } from '../../lib/internal/protocol.js';
+import type { GuestMessage, RenewedMessage } from '../../lib/internal/protocol/protocol.js';
 import { HostAgent } from './host-agent.js';
 
 /** Fields of `struct fk_mailbox`. */

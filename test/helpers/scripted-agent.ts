@@ -1,5 +1,10 @@
-import { AgentConnection } from '../../lib/internal/agent-connection.js';
-import { encodeFrame, type Frame, FrameDecoder, FrameType } from '../../lib/internal/protocol.js';
+import { AgentConnection } from '../../lib/internal/agent/connection.js';
+import {
+  encodeFrame,
+  type Frame,
+  FrameDecoder,
+  FrameType,
+} from '../../lib/internal/protocol/protocol.js';
 import { CountingHold } from './agent-guest.js';
 
 /**

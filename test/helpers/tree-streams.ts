@@ -5,7 +5,7 @@ import {
   encodeTreeRun,
   type TreeEntryFields,
   TreeType,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import type { Random } from './random.js';
 
 type Name = string | Uint8Array;

@@ -21,7 +21,7 @@ import {
   MAX_OPERATIONS,
   Stream,
   Tag,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import { buildHostAgent, HostAgent, WIDE_OPEN } from '../helpers/host-agent.js';
 
 const { EPROTO, EAGAIN } = constants.errno;

@@ -21,7 +21,7 @@ import {
   INPUT_WINDOW_BYTES,
   Stream,
   Tag,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import { type HostAgent, type TestOperation, WIDE_OPEN } from '../helpers/host-agent.js';
 import { sharedAgent } from '../helpers/shared-agent.js';
 import { tcpServers } from '../helpers/tcp-servers.js';

@@ -5,9 +5,8 @@ import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { VmError } from '../../lib/errors.js';
 import type { ExecProcess } from '../../lib/exec.js';
 import { GuestFs } from '../../lib/guest-fs.js';
-import { AgentConnection } from '../../lib/internal/agent-connection.js';
-import { startCommand } from '../../lib/internal/exec-start.js';
-import type { Guest } from '../../lib/internal/guest.js';
+import { AgentConnection } from '../../lib/internal/agent/connection.js';
+import { startCommand } from '../../lib/internal/exec/start.js';
 import {
   encodeFrame,
   encodeRecord,
@@ -15,7 +14,8 @@ import {
   PROTOCOL_VERSION,
   Stream,
   Tag,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
+import type { Guest } from '../../lib/internal/vm/guest.js';
 import { AgentGuest, CountingHold, testGuest } from '../helpers/agent-guest.js';
 
 // The other side is written out by hand here: what a hostile agent may send, and what one that

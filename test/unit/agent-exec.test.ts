@@ -11,7 +11,7 @@ import {
   encodeSignal,
   encodeWindow,
   Stream,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
 import { sharedAgent } from '../helpers/shared-agent.js';
 

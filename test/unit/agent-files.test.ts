@@ -28,7 +28,7 @@ import {
   encodeWriteFile,
   FILE_WINDOW_BYTES,
   Stream,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import type { HostAgent } from '../helpers/host-agent.js';
 import { sharedAgent } from '../helpers/shared-agent.js';
 

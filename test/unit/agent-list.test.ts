@@ -10,7 +10,7 @@ import {
   encodeRemove,
   encodeWindow,
   Stream,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import type { HostAgent } from '../helpers/host-agent.js';
 import { sharedAgent } from '../helpers/shared-agent.js';
 

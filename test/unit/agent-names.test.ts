@@ -25,7 +25,7 @@ import {
   encodeSymlink,
   encodeTruncate,
   encodeUtimes,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import type { HostAgent } from '../helpers/host-agent.js';
 import { sharedAgent } from '../helpers/shared-agent.js';
 

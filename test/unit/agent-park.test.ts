@@ -11,7 +11,7 @@ import {
   FrameType,
   ParkMode,
   Stream,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
 import { HostMachine } from '../helpers/host-machine.js';
 

@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { afterAll, afterEach, describe, expect, test } from 'vitest';
 
-import { ExecStage, encodeCancel, Stream } from '../../lib/internal/protocol.js';
+import { ExecStage, encodeCancel, Stream } from '../../lib/internal/protocol/protocol.js';
 import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
 
 const { ECANCELED, EOPNOTSUPP } = constants.errno;

@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 
-import { encodeWindow, Stream } from '../../lib/internal/protocol.js';
+import { encodeWindow, Stream } from '../../lib/internal/protocol/protocol.js';
 import { buildHostAgent, HostAgent, WIDE_OPEN } from '../helpers/host-agent.js';
 
 // A command without a reader, as in a fork before somebody attaches to it.

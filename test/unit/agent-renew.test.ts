@@ -14,7 +14,7 @@ import {
   FrameType,
   ParkMode,
   RenewStage,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
 import { encodeMailbox, HostMachine, isRenewed, type Mailbox } from '../helpers/host-machine.js';
 

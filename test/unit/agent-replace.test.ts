@@ -21,7 +21,7 @@ import {
   encodeWriteFile,
   FILE_WINDOW_BYTES,
   type WriteFileRequest,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import type { HostAgent } from '../helpers/host-agent.js';
 import { sharedAgentWithDirectories } from '../helpers/shared-agent.js';
 

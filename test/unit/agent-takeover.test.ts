@@ -4,7 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 
-import { ParkMode } from '../../lib/internal/protocol.js';
+import { ParkMode } from '../../lib/internal/protocol/protocol.js';
 import { AgentGuest } from '../helpers/agent-guest.js';
 
 // The real agent, and a second connection that goes on where the first one was: what a fork does,

@@ -17,7 +17,7 @@ import {
   FrameType,
   Stream,
   Tag,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import type { HostAgent, TestOperation } from '../helpers/host-agent.js';
 import { WIDE_OPEN } from '../helpers/host-agent.js';
 import { sharedAgent } from '../helpers/shared-agent.js';

@@ -12,7 +12,7 @@ import {
   encodeWindow,
   INPUT_WINDOW_BYTES,
   Stream,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import { Canary } from '../helpers/canary.js';
 import { type Collected, type HostAgent, WIDE_OPEN } from '../helpers/host-agent.js';
 import { Random } from '../helpers/random.js';

@@ -12,7 +12,7 @@ import {
   FrameType,
   Stream,
   Tag,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import { buildHostAgent, HostAgent } from '../helpers/host-agent.js';
 import { sharedAgentWithDirectories } from '../helpers/shared-agent.js';
 

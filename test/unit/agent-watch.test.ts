@@ -23,7 +23,7 @@ import {
   Stream,
   WatchDecoder,
   WatchEvent,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import { type HostAgent, type TestOperation, WIDE_OPEN } from '../helpers/host-agent.js';
 import { sharedAgentWithDirectories } from '../helpers/shared-agent.js';
 

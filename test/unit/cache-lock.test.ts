@@ -6,7 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { afterEach, beforeEach, expect, test } from 'vitest';
 
-import { CacheLock } from '../../lib/internal/cache-lock.js';
+import { CacheLock } from '../../lib/internal/snapshot/cache-lock.js';
 
 let root: string;
 let file: string;

@@ -3,10 +3,15 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { beforeEach, describe, expect, test } from 'vitest';
 
-import type { AgentConnection } from '../../lib/internal/agent-connection.js';
-import { connect, waitForPort } from '../../lib/internal/connect.js';
-import type { Guest } from '../../lib/internal/guest.js';
-import { encodeFrame, type Frame, FrameType, Stream } from '../../lib/internal/protocol.js';
+import type { AgentConnection } from '../../lib/internal/agent/connection.js';
+import { connect, waitForPort } from '../../lib/internal/connect/connect.js';
+import {
+  encodeFrame,
+  type Frame,
+  FrameType,
+  Stream,
+} from '../../lib/internal/protocol/protocol.js';
+import type { Guest } from '../../lib/internal/vm/guest.js';
 import { CountingHold, testGuest } from '../helpers/agent-guest.js';
 import { scriptedAgent } from '../helpers/scripted-agent.js';
 

@@ -1,6 +1,10 @@
 import { describe, expect, test } from 'vitest';
 
-import { CONSOLE_BYTES, ConsoleBuffer, escapeControl } from '../../lib/internal/console-buffer.js';
+import {
+  CONSOLE_BYTES,
+  ConsoleBuffer,
+  escapeControl,
+} from '../../lib/internal/vm/console-buffer.js';
 
 describe('ConsoleBuffer', () => {
   test('is empty at first', () => {

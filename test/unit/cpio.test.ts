@@ -3,7 +3,7 @@ import { gzipSync } from 'node:zlib';
 
 import { describe, expect, test } from 'vitest';
 
-import { CpioError, CpioScanner, CpioWriter, FileKind } from '../../lib/internal/cpio.js';
+import { CpioError, CpioScanner, CpioWriter, FileKind } from '../../lib/internal/boot/cpio.js';
 
 const REGULAR = FileKind.regular | 0o644;
 

@@ -1,8 +1,8 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 
-import { startFailure } from '../../lib/internal/exec-failure.js';
-import { checkExec } from '../../lib/internal/exec-options.js';
-import { ExecStage, type ReplyMessage } from '../../lib/internal/protocol.js';
+import { startFailure } from '../../lib/internal/exec/failure.js';
+import { checkExec } from '../../lib/internal/exec/options.js';
+import { ExecStage, type ReplyMessage } from '../../lib/internal/protocol/protocol.js';
 import { AgentGuest } from '../helpers/agent-guest.js';
 
 let guest: AgentGuest;

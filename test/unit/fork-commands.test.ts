@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 
 import { type ExecError, type ExecProcess, type Snapshot, Vm } from '../../lib/index.js';
-import { encodeFrame, FrameType, Stream } from '../../lib/internal/protocol.js';
+import { encodeFrame, FrameType, Stream } from '../../lib/internal/protocol/protocol.js';
 import { type FakeNative, fakeNative } from '../helpers/fake-core.js';
 import type { FakeVm } from '../helpers/fake-vm.js';
 

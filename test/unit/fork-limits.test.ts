@@ -9,7 +9,7 @@ import {
   checkForkLimits,
   type LimitSources,
   readForkLimits,
-} from '../../lib/internal/fork-limits.js';
+} from '../../lib/internal/snapshot/fork-limits.js';
 
 // What the kernel tells is written out here, so that every limit can be the tightest one.
 

@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 
-import { checkForward } from '../../lib/internal/connect-options.js';
+import { checkForward } from '../../lib/internal/connect/options.js';
 import type { PortForward } from '../../lib/port-forward.js';
 import { AgentGuest } from '../helpers/agent-guest.js';
 import { tcpServers } from '../helpers/tcp-servers.js';

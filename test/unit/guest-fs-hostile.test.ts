@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { beforeEach, describe, expect, test } from 'vitest';
 
 import { GuestFs } from '../../lib/guest-fs.js';
-import type { AgentConnection } from '../../lib/internal/agent-connection.js';
+import type { AgentConnection } from '../../lib/internal/agent/connection.js';
 import {
   encodeFrame,
   encodeRecord,
@@ -11,7 +11,7 @@ import {
   FrameType,
   Stream,
   Tag,
-} from '../../lib/internal/protocol.js';
+} from '../../lib/internal/protocol/protocol.js';
 import { testGuest } from '../helpers/agent-guest.js';
 import { scriptedAgent } from '../helpers/scripted-agent.js';
 

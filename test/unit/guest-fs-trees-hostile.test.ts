@@ -5,7 +5,12 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 
 import { GuestFs } from '../../lib/guest-fs.js';
-import { encodeFrame, FrameType, MAX_PAYLOAD_BYTES, Stream } from '../../lib/internal/protocol.js';
+import {
+  encodeFrame,
+  FrameType,
+  MAX_PAYLOAD_BYTES,
+  Stream,
+} from '../../lib/internal/protocol/protocol.js';
 import { testGuest } from '../helpers/agent-guest.js';
 import { Canary } from '../helpers/canary.js';
 import { Random } from '../helpers/random.js';

@@ -5,7 +5,7 @@ import path from 'node:path';
 
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 
-import type { DiagnosticsMessage } from '../../lib/internal/diagnostics.js';
+import type { DiagnosticsMessage } from '../../lib/internal/base/diagnostics.js';
 import { AgentGuest } from '../helpers/agent-guest.js';
 import { carried, describeTree, makeTree } from '../helpers/trees.js';
 

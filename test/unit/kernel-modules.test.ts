@@ -5,7 +5,7 @@ import path from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 
-import { readKernelModules } from '../../lib/internal/kernel-modules.js';
+import { readKernelModules } from '../../lib/internal/boot/kernel-modules.js';
 
 // As Debian's 6.1 has them.
 const VIRTIO_MMIO =

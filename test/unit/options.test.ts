@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { GiB, MiB, Vm } from '../../lib/index.js';
-import { nearest } from '../../lib/internal/validate.js';
+import { nearest } from '../../lib/internal/base/validate.js';
 import { checkVmOptions } from '../../lib/options.js';
 
 describe('Vm.create() options', () => {

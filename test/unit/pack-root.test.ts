@@ -20,8 +20,8 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 
-import { CpioScanner, CpioWriter, FileKind } from '../../lib/internal/cpio.js';
-import { maxRootBytes, type PackOptions, packRoot } from '../../lib/internal/pack-root.js';
+import { CpioScanner, CpioWriter, FileKind } from '../../lib/internal/boot/cpio.js';
+import { maxRootBytes, type PackOptions, packRoot } from '../../lib/internal/boot/pack-root.js';
 import { MiB } from '../../lib/units.js';
 
 const AGENT = Buffer.from('the agent');

@@ -1,6 +1,10 @@
 import { describe, expect, test } from 'vitest';
 
-import { DirentDecoder, ProtocolError, WatchDecoder } from '../../lib/internal/protocol.js';
+import {
+  DirentDecoder,
+  ProtocolError,
+  WatchDecoder,
+} from '../../lib/internal/protocol/protocol.js';
 
 describe('DirentDecoder', () => {
   const listing = Buffer.concat([

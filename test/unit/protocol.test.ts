@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 
 import { describe, expect, test } from 'vitest';
 
-import * as protocol from '../../lib/internal/protocol.js';
+import * as protocol from '../../lib/internal/protocol/protocol.js';
 
 const {
   encodeCancel,

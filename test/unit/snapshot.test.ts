@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 
 import { MiB, type Snapshot, Vm } from '../../lib/index.js';
-import { encodeFrame, FrameType, RenewStage, Tag } from '../../lib/internal/protocol.js';
+import { encodeFrame, FrameType, RenewStage, Tag } from '../../lib/internal/protocol/protocol.js';
 import { type FakeNative, fakeNative } from '../helpers/fake-core.js';
 import { renewedFrame, uint32 } from '../helpers/fake-vm.js';
 
