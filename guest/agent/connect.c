@@ -96,9 +96,10 @@ static socklen_t loopback(const struct tcp* tcp, union address* address) {
 static int open_socket(struct tcp* tcp) {
   const int family = tcp->second_address ? AF_INET6 : AF_INET;
   int fd;
-  while ((fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) < 0) {
-    if (errno != EMFILE || !limits_raise()) return errno;
-  }
+  do {
+    fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  } while (fd < 0 && limits_retry());
+  if (fd < 0) return errno;
   inlet_open(&tcp->inlet, &tcp->operation, fd, FK_INPUT_WINDOW);
   tcp->inlet.socket = true;
   return 0;
@@ -132,9 +133,10 @@ static int establish(struct tcp* tcp) {
   (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
   // The loop knows one watch for each descriptor, and this has two: for reading and for writing.
   int copy;
-  while ((copy = fcntl(fd, F_DUPFD_CLOEXEC, 0)) < 0) {
-    if (errno != EMFILE || !limits_raise()) return errno;
-  }
+  do {
+    copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  } while (copy < 0 && limits_retry());
+  if (copy < 0) return errno;
   const int error = outlet_open(&tcp->outlet, &tcp->operation, copy, FK_OUTPUT, OUTLET_SOCKET);
   if (error != 0) return error;
   tcp->connected = true;

@@ -261,9 +261,11 @@ bool exec_reap(void) {
 // Makes a pipe for the child's descriptor `child_fd`. Returns the agent's end, or -1.
 static int make_pipe(struct spawn* request, int child_fd) {
   int ends[2];
-  while (pipe2(ends, O_CLOEXEC) < 0) {
-    if (errno != EMFILE || !limits_raise()) return -1;
-  }
+  int made;
+  do {
+    made = pipe2(ends, O_CLOEXEC);
+  } while (made < 0 && limits_retry());
+  if (made < 0) return -1;
   const int ours = child_fd == STDIN_FILENO ? ends[1] : ends[0];
   request->fds[child_fd] = child_fd == STDIN_FILENO ? ends[0] : ends[1];
   fcntl(ours, F_SETFL, O_NONBLOCK);
@@ -292,7 +294,9 @@ static int make_terminal(const struct exec_options* options, struct spawn* reque
   if (error != 0) return error;
   for (int fd = 0; fd < 3; fd++) request->fds[fd] = slave;
   // A descriptor of its own, since the loop tells of one side of a descriptor only.
-  ours[0] = fcntl(ours[1], F_DUPFD_CLOEXEC, 0);
+  do {
+    ours[0] = fcntl(ours[1], F_DUPFD_CLOEXEC, 0);
+  } while (ours[0] < 0 && limits_retry());
   return ours[0] < 0 ? errno : 0;
 }
 

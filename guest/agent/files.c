@@ -99,11 +99,12 @@ int file_open(const char* path, int flags, mode_t mode) {
 }
 
 int file_open_at(int directory, const char* path, int flags, mode_t mode) {
-  for (;;) {
+  int fd;
+  do {
     // Devices and FIFOs must not hold the loop up, nor become anybody's terminal.
-    const int fd = openat(directory, path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, mode);
-    if (fd >= 0 || errno != EMFILE || !limits_raise()) return fd;
-  }
+    fd = openat(directory, path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, mode);
+  } while (fd < 0 && limits_retry());
+  return fd;
 }
 
 // The directory exists after this, or the errno says why not.

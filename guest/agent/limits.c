@@ -1,5 +1,6 @@
 #include "limits.h"
 
+#include <errno.h>
 #include <sys/resource.h>
 
 #include "loop.h"
@@ -7,7 +8,7 @@
 static struct rlimit original;
 static bool raised;
 
-bool limits_raise(void) {
+static bool raise_limit(void) {
   if (raised || getrlimit(RLIMIT_NOFILE, &original) < 0) return false;
   struct rlimit wanted = {.rlim_cur = LOOP_DESCRIPTORS, .rlim_max = original.rlim_max};
   if (wanted.rlim_max < LOOP_DESCRIPTORS) wanted.rlim_max = LOOP_DESCRIPTORS;
@@ -19,6 +20,13 @@ bool limits_raise(void) {
     raised = original.rlim_cur < original.rlim_max && setrlimit(RLIMIT_NOFILE, &wanted) == 0;
   }
   return raised;
+}
+
+bool limits_retry(void) {
+  if (errno != EMFILE) return false;
+  const bool retry = raise_limit();
+  errno = EMFILE;
+  return retry;
 }
 
 void limits_restore(void) {

@@ -67,7 +67,7 @@ static int open_file(const struct process_tree* tree, const char* file) {
   int fd;
   do {
     fd = open(path, O_WRONLY | O_CLOEXEC);
-  } while (fd < 0 && errno == EMFILE && limits_raise());
+  } while (fd < 0 && limits_retry());
   return fd;
 }
 

@@ -64,11 +64,10 @@ static int look_at_old(const struct replacement* replacement, struct stat* old, 
 }
 
 static int make_temporary(struct replacement* replacement) {
-  for (;;) {
+  do {
     replacement->fd = mkostemp(replacement->temporary, O_CLOEXEC);
-    if (replacement->fd >= 0) return 0;
-    if (errno != EMFILE || !limits_raise()) return errno;
-  }
+  } while (replacement->fd < 0 && limits_retry());
+  return replacement->fd < 0 ? errno : 0;
 }
 
 static int open_temporary(struct replacement* replacement, mode_t mode, int* fd) {

@@ -30,7 +30,7 @@ static int open_master(void) {
   int fd;
   do {
     fd = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
-  } while (fd < 0 && errno == EMFILE && limits_raise());
+  } while (fd < 0 && limits_retry());
   return fd;
 }
 
@@ -39,7 +39,7 @@ static int open_slave(int master) {
   int fd;
   do {
     fd = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-  } while (fd < 0 && errno == EMFILE && limits_raise());
+  } while (fd < 0 && limits_retry());
   return fd;
 }
 

@@ -243,10 +243,11 @@ static const struct operation_type watch_type = {
     .run = watch_run, .cancel = watch_cancel, .window = watch_window};
 
 static int open_inotify(void) {
-  for (;;) {
-    const int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-    if (fd >= 0 || errno != EMFILE || !limits_raise()) return fd;
-  }
+  int fd;
+  do {
+    fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+  } while (fd < 0 && limits_retry());
+  return fd;
 }
 
 // Returns 0 or an errno.

@@ -18,8 +18,7 @@ import {
   Stream,
   Tag,
 } from '../../lib/internal/protocol/protocol.js';
-import type { HostAgent, TestOperation } from '../helpers/host-agent.js';
-import { WIDE_OPEN } from '../helpers/host-agent.js';
+import { buildHostAgent, HostAgent, type TestOperation, WIDE_OPEN } from '../helpers/host-agent.js';
 import { sharedAgent } from '../helpers/shared-agent.js';
 
 const { EPROTO, ECANCELED } = constants.errno;
@@ -242,6 +241,26 @@ describe('behind its command', () => {
     expect(stdout.toString()).toBe('0\n');
     expect(readFileSync(`/proc/${agent.pid}/status`, 'latin1')).toContain(before);
   });
+});
+
+// Each takes three, one after the other: any of them can be the one that is missing.
+test.each([40, 41, 42])('more terminals than %d descriptors allow', async (descriptors) => {
+  const script = `ulimit -S -n ${descriptors}; exec "$0"`;
+  const limited = new HostAgent('/bin/sh', ['-c', script, buildHostAgent()]);
+  const terminals = Array.from({ length: 24 }, () =>
+    limited.spawn(['sh', '-c', 'stty size; read line'], {
+      stdin: true,
+      stderr: false,
+      terminal: SIZE,
+    }),
+  );
+  for (const operation of terminals) await shows(operation, '24 80');
+
+  for (const { id } of terminals) limited.send(encodeCancel(id));
+  const results = await Promise.all(terminals.map(({ done }) => done));
+
+  expect(results.filter(({ errno }) => errno !== ECANCELED)).toEqual([]);
+  expect(await limited.close()).toMatchObject({ code: 0, stderr: '' });
 });
 
 test('a cancelled command is killed, and its terminal hung up', async () => {
