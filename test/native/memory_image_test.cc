@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <span>
 #include <vector>
@@ -196,9 +197,11 @@ TEST_CASE("Both ways of finding private pages agree") {
 
 // What is behind the end of a file looks like a hole.
 TEST_CASE("Reading an image whose file was cut off fails, wherever it was") {
-  const auto file = std::make_shared<const UniqueFd>(
-      ::open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));  // Sealed memory cannot be cut off
+  // Sealed memory cannot be cut off. No O_TMPFILE, which overlayfs lacks before Linux 6.3.
+  char path[] = "/tmp/forklet-image.XXXXXX";
+  const auto file = std::make_shared<const UniqueFd>(::mkostemp(path, O_CLOEXEC));
   REQUIRE(*file);
+  REQUIRE(::unlink(path) == 0);
   REQUIRE(::ftruncate(file->get(), kBytes) == 0);
   const uint32_t value = 7;
   REQUIRE(::pwrite(file->get(), &value, sizeof value, 5 * kPage) == sizeof value);
