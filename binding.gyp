@@ -15,6 +15,9 @@
         'NAPI_VERSION=9',
         'NAPI_DISABLE_CPP_EXCEPTIONS',
         'NODE_ADDON_API_DISABLE_DEPRECATED',
+        # In an environment that is going down no call succeeds, nor does
+        # throwing that it failed: without this, that ends the process.
+        'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS',
         '_GNU_SOURCE',
       ],
       # Node's own -fno-exceptions and -fno-rtti stay in force.

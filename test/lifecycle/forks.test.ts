@@ -106,6 +106,41 @@ describe.runIf(hasKvm)('forks and snapshots', () => {
     expect(result).toMatchObject({ exitCode: 7, signal: null, stdout: '', stderr: '' });
   });
 
+  // Answers that met an environment on its way out ended the process.
+  test('end with workers that are terminated while answers come in', async () => {
+    const entry = new URL('../../dist/index.js', import.meta.url).href;
+    const module = `data:text/javascript,${encodeURIComponent(`
+      import { Snapshot } from ${JSON.stringify(entry)};
+      import { parentPort, workerData } from 'node:worker_threads';
+      const snapshot = await Snapshot.load(workerData);
+      await snapshot.prewarm(1);
+      parentPort.postMessage('running');
+      for (;;) await (await snapshot.fork()).close();`)}`;
+    const result = await runChild(
+      `import { mkdtemp, rm } from 'node:fs/promises';
+      import { tmpdir } from 'node:os';
+      import { Worker } from 'node:worker_threads';
+      const parent = await mkdtemp(tmpdir() + '/forklet-workers-');
+      const directory = parent + '/snapshot';
+      ${BOOT}
+      const snapshot = await vm.snapshot();
+      await snapshot.save(directory);
+      await snapshot.close();
+      await vm.close();
+      for (let i = 0; i < (patience(1) > 1 ? 5 : 60); i++) {
+        const worker = new Worker(new URL(process.env.WORKER), { workerData: directory });
+        await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
+        await new Promise((resolve) => setTimeout(resolve, i));
+        await worker.terminate();
+      }
+      await rm(parent, { recursive: true });
+      console.log('over');`,
+      { env: { WORKER: module } },
+    );
+
+    expect(result).toMatchObject({ exitCode: 0, signal: null, stdout: 'over\n', stderr: '' });
+  });
+
   test('end with a worker that is terminated, and leave no thread', async () => {
     const entry = new URL('../../dist/index.js', import.meta.url).href;
     const module = `data:text/javascript,${encodeURIComponent(`
