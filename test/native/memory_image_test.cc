@@ -14,6 +14,7 @@
 #include "doctest.h"
 #include "memory/guest_memory.h"
 #include "memory/page_scan.h"
+#include "value.h"
 
 namespace forklet {
 
@@ -21,11 +22,7 @@ namespace {
 constexpr uint64_t kPage = layout::kPageSize;
 constexpr uint64_t kBytes = 32u << 20;
 
-template <class T>
-T Value(Result<T> result) {
-  if (!result.ok()) FAIL(result.error().Message());
-  return std::move(result).value();
-}
+using test::Value;
 
 void Put(const GuestMemory& memory, uint64_t page, uint32_t value) {
   REQUIRE(memory.Store(GuestAddress{page * kPage}, value, __ATOMIC_RELAXED));

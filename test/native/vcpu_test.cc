@@ -8,6 +8,7 @@
 #include "arch/x86_64/layout.h"
 #include "doctest.h"
 #include "kvm_fixture.h"
+#include "value.h"
 
 namespace forklet::test {
 namespace {
@@ -47,14 +48,8 @@ class FailingObserver final : public VcpuObserver {
   void OnVcpuExit(ExitReason, std::string detail) override { FAIL_CHECK(detail); }
 };
 
-template <class T>
-T Take(Result<T> result) {
-  REQUIRE(result.ok());
-  return std::move(result).value();
-}
-
 struct SmallGuest {
-  SmallGuest() : kvm(Take(Kvm::Open(kKvmPath))), vm(Take(kvm.CreateVm())) {
+  SmallGuest() : kvm(Value(Kvm::Open(kKvmPath))), vm(Value(kvm.CreateVm())) {
     REQUIRE(memory.Write(kCode, kProgram));
     REQUIRE(vm.SetRealModeAreas(layout::kTss, layout::kIdentityMap).ok());
     uint32_t slot = 0;
@@ -63,8 +58,8 @@ struct SmallGuest {
     }
     REQUIRE(vm.CreateIrqchip().ok());
     const VcpuContext context = {&memory, mmio.get(), ports.get(), &observer, kLegacyXsaveBytes};
-    vcpu = std::make_unique<Vcpu>(0, Take(vm.CreateVcpu(0, kvm.vcpu_mmap_size())), context);
-    auto sregs = Take(vcpu->fd().GetSregs());
+    vcpu = std::make_unique<Vcpu>(0, Value(vm.CreateVcpu(0, kvm.vcpu_mmap_size())), context);
+    auto sregs = Value(vcpu->fd().GetSregs());
     sregs.cs.base = 0;
     sregs.cs.selector = 0;
     REQUIRE(vcpu->fd().SetSregs(sregs).ok());
@@ -81,11 +76,11 @@ struct SmallGuest {
   }
 
   Kvm kvm;
-  GuestMemory memory = Take(GuestMemory::Create(kMemoryBytes));
+  GuestMemory memory = Value(GuestMemory::Create(kMemoryBytes));
   VmFd vm;
   PortDevice port;
-  std::unique_ptr<Bus> mmio = Take(Bus::Create({}));
-  std::unique_ptr<Bus> ports = Take(Bus::Create({{kPort, 1, &port}}));
+  std::unique_ptr<Bus> mmio = Value(Bus::Create({}));
+  std::unique_ptr<Bus> ports = Value(Bus::Create({{kPort, 1, &port}}));
   FailingObserver observer;
   std::unique_ptr<Vcpu> vcpu;
 };
@@ -99,7 +94,7 @@ TEST_CASE("On a vCPU, being prepared takes KVM up to its entry, and not one step
   REQUIRE(guest.vcpu->Prepare().ok());
   REQUIRE(guest.vcpu->WaitHeld(DeadlineIn(std::chrono::seconds(30))));
 
-  CHECK(Take(guest.vcpu->fd().GetRegs()).rip == kCode.value);
+  CHECK(Value(guest.vcpu->fd().GetRegs()).rip == kCode.value);
   CHECK(guest.Mark() == 0);
   // It has been inside KVM_RUN, which was not let down by anything but the kick.
   CHECK(guest.vcpu->fd().shared().exit_reason == KVM_EXIT_INTR);
