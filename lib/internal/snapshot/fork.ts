@@ -116,11 +116,12 @@ async function allOrNone(made: readonly Promise<Vm>[]): Promise<Vm[]> {
   const outcomes = await Promise.allSettled(made);
   const failure = outcomes.find((outcome) => outcome.status === 'rejected');
   if (failure === undefined) return await Promise.all(made);
-  const closing = outcomes.map((outcome) =>
-    outcome.status === 'fulfilled' ? Vm.sessionOf(outcome.value).close() : undefined,
-  );
-  await Promise.allSettled(closing);
+  await closeAll(outcomes.flatMap((o) => (o.status === 'fulfilled' ? [o.value] : [])));
   throw failure.reason;
+}
+
+async function closeAll(vms: readonly Vm[]): Promise<void> {
+  await Promise.allSettled(vms.map((vm) => Vm.sessionOf(vm).close()));
 }
 
 /**
@@ -212,7 +213,7 @@ class ForkWait {
 
   /** Closes VMs that were there before the caller could abort, and throws. */
   async giveUp(made: readonly Vm[]): Promise<void> {
-    await Promise.allSettled(made.map((vm) => Vm.sessionOf(vm).close()));
+    await closeAll(made);
     this.check();
   }
 
